@@ -1,0 +1,1 @@
+//! What tracker and syncer agree on, and nothing else.

@@ -1,0 +1,1 @@
+//! The syncer as a library, so that tests and benches reach its parts.

@@ -1,0 +1,2 @@
+//! The `syncer` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The emulator as a library: tests start it in their own process.

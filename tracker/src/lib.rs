@@ -1,0 +1,1 @@
+//! The tracker as a library, so that tests and benches reach its parts.

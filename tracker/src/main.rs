@@ -1,0 +1,2 @@
+//! The `tracker` program.
+fn main() {}
