@@ -1,0 +1,229 @@
+//! Opening a SQLite file that two programs (and two users) share: pragmas, migrations, and the refusal of a file
+//! that is not ours, before anything is written to it.
+
+use std::fs::{OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite_migration::{M, Migrations};
+
+/// How long a statement waits for the other program's transaction, which are all short.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What goes wrong with a database file, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error("Cannot open the database {}: {source}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is not a SQLite database. It was left as it is; move it away, and a new one is made (followed by a full pass)",
+        path.display()
+    )]
+    NotSqlite { path: PathBuf },
+    #[error(
+        "The database {} has schema version {found}, this program knows up to {known}. It was left as it is; install the newer program, or restore an older copy",
+        path.display()
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("The database {} does not have the tables it should have ({what}). It was left as it is", path.display())]
+    Foreign { path: PathBuf, what: String },
+    #[error("The disk with {} is full. Nothing was lost; make room on it", path.display())]
+    Full { path: PathBuf },
+    #[error("The database {} cannot be written by this user: {source}", path.display())]
+    Denied { path: PathBuf, source: rusqlite::Error },
+    #[error("Cannot {op} in the database {}: {source}", path.display())]
+    Sqlite { path: PathBuf, op: &'static str, source: rusqlite::Error },
+}
+
+impl DatabaseError {
+    /// Classifies what SQLite said while `op` was tried on the file.
+    pub fn new(path: &Path, op: &'static str, source: rusqlite::Error) -> DatabaseError {
+        let path = path.to_owned();
+        match source.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) if op == OPEN => {
+                DatabaseError::NotSqlite { path }
+            }
+            Some(ErrorCode::DiskFull) => DatabaseError::Full { path },
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+                DatabaseError::Denied { path, source }
+            }
+            _ => DatabaseError::Sqlite { path, op, source },
+        }
+    }
+
+    /// True if only the owner can help: trying again changes nothing.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, DatabaseError::Sqlite { .. })
+    }
+}
+
+const OPEN: &str = "open";
+
+/// Who may make the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Made if it is missing, migrated if it is older.
+    Owner,
+    /// Must be there, with exactly our schema.
+    Guest,
+}
+
+/// Opens `path` whose schema is `migrations`. In [`Mode::Owner`] the file is made with mode 0660 if it is missing.
+pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection, DatabaseError> {
+    if mode == Mode::Owner {
+        make_file(path).map_err(|source| DatabaseError::Open { path: path.to_owned(), source })?;
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let fail = |source| DatabaseError::new(path, OPEN, source);
+    let mut conn = Connection::open_with_flags(path, flags).map_err(fail)?;
+    conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
+    harden(&conn).map_err(fail)?;
+    let known = migrations.len() as i64;
+    let found: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(fail)?;
+    if found > known {
+        return Err(DatabaseError::Newer { path: path.to_owned(), found, known });
+    }
+    if found < known {
+        let tables: i64 =
+            conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0)).map_err(fail)?;
+        if found == 0 && tables > 0 {
+            let what = "it holds somebody else's".to_owned();
+            return Err(DatabaseError::Foreign { path: path.to_owned(), what });
+        }
+        if mode == Mode::Guest {
+            let what = format!("schema version {found}, {known} is needed");
+            return Err(DatabaseError::Foreign { path: path.to_owned(), what });
+        }
+    }
+    conn.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
+    conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+    migrate(path, &mut conn, migrations)?;
+    compare_schema(path, &conn, migrations)?;
+    Ok(conn)
+}
+
+/// The other user of a shared file must not get code run or rows swallowed in this process: a planted trigger
+/// with RAISE(IGNORE) makes an INSERT succeed that stores nothing (measured).
+fn harden(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false)?;
+    Ok(())
+}
+
+fn make_file(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o660).open(path) {
+        // Explicitly, because the umask has had its say on the mode above.
+        Ok(file) => file.set_permissions(Permissions::from_mode(0o660)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+fn migrate(path: &Path, conn: &mut Connection, migrations: &[M<'_>]) -> Result<(), DatabaseError> {
+    Migrations::from_slice(migrations).to_latest(conn).map_err(|e| match e {
+        rusqlite_migration::Error::RusqliteError { err, .. } => DatabaseError::new(path, "migrate", err),
+        other => DatabaseError::Foreign { path: path.to_owned(), what: other.to_string() },
+    })
+}
+
+fn compare_schema(path: &Path, conn: &Connection, migrations: &[M<'_>]) -> Result<(), DatabaseError> {
+    let fail = |source| DatabaseError::new(path, "read the schema", source);
+    let mut model = Connection::open_in_memory().map_err(fail)?;
+    migrate(path, &mut model, migrations)?;
+    let (expected, found) = (schema(&model).map_err(fail)?, schema(conn).map_err(fail)?);
+    if expected == found {
+        return Ok(());
+    }
+    let odd = found.iter().find(|t| !expected.contains(t)).or(expected.iter().find(|t| !found.contains(t)));
+    let what = odd.cloned().unwrap_or_default();
+    Err(DatabaseError::Foreign { path: path.to_owned(), what })
+}
+
+fn schema(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    // sqlite_stat tables come from ANALYZE and change nothing.
+    let sql = "SELECT coalesce(sql, type || ' ' || name) FROM sqlite_schema
+               WHERE name NOT LIKE 'sqlite_stat%' ORDER BY type, name";
+    conn.prepare(sql)?.query_map([], |r| r.get(0))?.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEMA: &[M<'static>] = &[M::up("CREATE TABLE t(a INTEGER)")];
+
+    fn read(path: &Path) -> Vec<u8> {
+        std::fs::read(path).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_not_sqlite_is_named_and_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        std::fs::write(&path, "my diary\n".repeat(200)).unwrap();
+        let before = read(&path);
+        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        assert!(matches!(error, DatabaseError::NotSqlite { .. }), "{error}");
+        assert!(error.to_string().contains("journal.db"));
+        assert_eq!(read(&path), before);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_newer_schema_is_named_and_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
+        open(&path, newer, Mode::Owner).unwrap().close().unwrap();
+        let before = read(&path);
+        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        assert!(matches!(error, DatabaseError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert_eq!(read(&path), before);
+    }
+
+    #[test]
+    fn a_planted_trigger_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        open(&path, SCHEMA, Mode::Owner).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TRIGGER x BEFORE INSERT ON t BEGIN SELECT RAISE(IGNORE); END").unwrap();
+        drop(other);
+        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        assert!(matches!(error, DatabaseError::Foreign { .. }), "{error}");
+    }
+
+    #[test]
+    fn somebody_elses_database_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("firefox.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE bookmarks(x)").unwrap();
+        let before = read(&path);
+        assert!(matches!(open(&path, SCHEMA, Mode::Owner), Err(DatabaseError::Foreign { .. })));
+        assert_eq!(read(&path), before);
+    }
+
+    #[test]
+    fn a_guest_makes_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        assert!(open(&path, SCHEMA, Mode::Guest).is_err());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_older_file_is_migrated_forward() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        open(&path, SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
+        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
+        let conn = open(&path, newer, Mode::Owner).unwrap();
+        assert_eq!(conn.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
+    }
+}

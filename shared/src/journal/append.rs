@@ -1,0 +1,193 @@
+//! The tracker's side: one transaction per batch takes the entries, the doubts and what they replace.
+
+use rusqlite::{Transaction, params};
+
+use super::coalesce::{Coalesce, Decision, Watermarks, key};
+use super::{Journal, RootId, head};
+use crate::database::DatabaseError;
+use crate::entry::{Cause, Handle, Mask, Scope};
+use crate::path::RelPath;
+
+/// A path to look at again, before it has a seq.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    pub root: RootId,
+    pub path: RelPath,
+    pub handle: Option<Handle>,
+    pub scope: Scope,
+    pub cause: Cause,
+    pub mask: Mask,
+}
+
+impl Change {
+    /// A gap over a whole root.
+    pub fn gap(root: RootId, cause: Cause) -> Change {
+        Change {
+            root,
+            path: RelPath::root(),
+            handle: None,
+            scope: Scope::Subtree,
+            cause,
+            mask: Mask::UNKNOWN,
+        }
+    }
+}
+
+/// A directory handle that did not resolve, on a filesystem named by `fs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    pub fs: String,
+    pub handle: Handle,
+    pub epoch: u64,
+}
+
+/// What one transaction takes.
+#[derive(Debug, Clone, Default)]
+pub struct Commit {
+    pub changes: Vec<Change>,
+    pub doubts: Vec<Doubt>,
+    /// Doubts that the stream has answered.
+    pub settled: Vec<(String, Handle)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Appended {
+    pub rows: u64,
+    /// Changes that an unclaimed row covered.
+    pub coalesced: u64,
+    /// The newest seq after the transaction.
+    pub head: u64,
+}
+
+impl Journal {
+    /// Commits a batch. The last of its events must have been read from the kernel before the call: the claims are
+    /// read inside. On an error nothing is committed and `remembered` is as it was.
+    pub fn append(
+        &mut self,
+        remembered: &mut Coalesce,
+        batch: &Commit,
+        at_ns: i64,
+    ) -> Result<Appended, DatabaseError> {
+        let done = self.write("append entries", |tx| {
+            let marks = watermarks(tx)?;
+            let appended = append_changes(tx, remembered, &marks, &batch.changes, at_ns)?;
+            for doubt in &batch.doubts {
+                tx.prepare_cached("INSERT OR REPLACE INTO doubt(fs, handle, epoch) VALUES (?1, ?2, ?3)")?
+                    .execute(params![doubt.fs, doubt.handle.to_blob(), doubt.epoch])?;
+            }
+            for (fs, handle) in &batch.settled {
+                tx.prepare_cached("DELETE FROM doubt WHERE fs = ?1 AND handle = ?2")?
+                    .execute(params![fs, handle.to_blob()])?;
+            }
+            Ok(appended)
+        });
+        match done {
+            Ok(appended) => {
+                remembered.commit();
+                Ok(appended)
+            }
+            Err(e) => {
+                remembered.roll_back();
+                Err(e)
+            }
+        }
+    }
+
+    /// Drops the rows that every leg in `legs` has acked. Legs without a row hold nothing back (their first run is
+    /// a full pass), nor do rows of legs not named here. Without any such leg nothing is dropped.
+    pub fn prune(&mut self, legs: &[String]) -> Result<u64, DatabaseError> {
+        self.write("prune entries", |tx| {
+            let mut acked = Vec::new();
+            let mut statement = tx.prepare_cached("SELECT name, acked FROM leg")?;
+            for row in statement.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, u64>(1)?)))? {
+                let (name, seq) = row?;
+                if legs.contains(&name) {
+                    acked.push(seq);
+                }
+            }
+            let Some(floor) = acked.into_iter().min() else { return Ok(0) };
+            let dropped = tx.execute("DELETE FROM entry WHERE seq <= ?1", [floor])?;
+            tx.execute("UPDATE meta SET floor = max(floor, ?1)", [floor])?;
+            Ok(dropped as u64)
+        })
+    }
+
+    /// The doubts of a filesystem, oldest epoch first.
+    pub fn doubts(&self, fs: &str) -> Result<Vec<Doubt>, DatabaseError> {
+        let fail = self.fail("read doubts");
+        let sql = "SELECT handle, epoch FROM doubt WHERE fs = ?1 ORDER BY epoch";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let rows = statement
+            .query_map([fs], |r| Ok((r.get::<_, Vec<u8>>(0)?, r.get::<_, u64>(1)?)))
+            .map_err(&fail)?
+            .collect::<rusqlite::Result<Vec<_>>>()
+            .map_err(&fail)?;
+        let doubt = |(blob, epoch): (Vec<u8>, u64)| {
+            Some(Doubt { fs: fs.to_owned(), handle: Handle::from_blob(&blob)?, epoch })
+        };
+        Ok(rows.into_iter().filter_map(doubt).collect())
+    }
+}
+
+fn watermarks(tx: &Transaction<'_>) -> rusqlite::Result<Watermarks> {
+    let mut marks = Watermarks {
+        legs: Vec::new(),
+        spoken_for: tx.query_row("SELECT floor FROM meta", [], |r| r.get(0))?,
+    };
+    let mut statement = tx.prepare_cached("SELECT claimed, acked, collapsed_to FROM leg")?;
+    let mut rows = statement.query([])?;
+    while let Some(r) = rows.next()? {
+        let (claimed, acked, collapsed): (u64, u64, u64) = (r.get(0)?, r.get(1)?, r.get(2)?);
+        marks.legs.push((claimed, acked));
+        marks.spoken_for = marks.spoken_for.max(claimed).max(collapsed);
+    }
+    Ok(marks)
+}
+
+pub(super) fn append_changes(
+    tx: &Transaction<'_>,
+    remembered: &mut Coalesce,
+    marks: &Watermarks,
+    changes: &[Change],
+    at_ns: i64,
+) -> rusqlite::Result<Appended> {
+    let mut done = Appended { head: head(tx)?, ..Appended::default() };
+    let unacked_from = marks.legs.iter().map(|l| l.1).min().unwrap_or(0);
+    let mut delete = tx.prepare_cached("DELETE FROM entry WHERE seq = ?1 RETURNING at_ns")?;
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO entry(seq, root, path, handle, scope, cause, mask, at_ns) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?;
+    for change in changes {
+        let key = key(change);
+        let Decision::Append { mask, replaces } = remembered.decide(key, change.mask, marks) else {
+            done.coalesced += 1;
+            continue;
+        };
+        // The age of a change that some leg still owes is that of its first event.
+        let mut first_ns = at_ns;
+        if let Some(old) = replaces {
+            let mut rows = delete.query([old])?;
+            while let Some(r) = rows.next()? {
+                if old > unacked_from {
+                    first_ns = first_ns.min(r.get(0)?);
+                }
+            }
+        }
+        done.head += 1;
+        done.rows += 1;
+        let stored = insert.execute(params![
+            done.head,
+            change.root.0,
+            change.path.as_bytes(),
+            change.handle.as_ref().map(Handle::to_blob),
+            change.scope,
+            change.cause,
+            mask.bits(),
+            first_ns,
+        ])?;
+        assert_eq!(stored, 1, "an INSERT that stores nothing would be a lost change");
+        remembered.stage(key, done.head, mask);
+    }
+    tx.execute("UPDATE meta SET head = ?1", [done.head])?;
+    Ok(done)
+}

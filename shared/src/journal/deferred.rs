@@ -1,0 +1,178 @@
+//! Rows a leg still owes. A row carries the seq of its newest cause and is removed only with the seq that was
+//! read, so that a renewed one stays.
+
+use rusqlite::{Transaction, params};
+
+use super::{Journal, RootId, read_mask, read_path};
+use crate::database::DatabaseError;
+use crate::entry::{Mask, Scope, stored_enum};
+use crate::limits;
+use crate::path::RelPath;
+
+stored_enum! {
+    /// Why a path is owed.
+    Class {
+        /// It changed while it was read.
+        Busy = 0 => "busy",
+        /// Its transfer was running when its batch was done.
+        InFlight = 1 => "in-flight",
+        /// It could not be read, or the destination refused it.
+        Error = 2 => "error",
+        /// It came from a gap that is worked off in pieces.
+        Gap = 3 => "gap",
+        FullPass = 4 => "full-pass",
+        /// Another kind of object still stands at its name, or above or below it.
+        Kind = 5 => "kind",
+        /// Its root was not proven.
+        Root = 6 => "root",
+        /// Whether it exists could not be told.
+        Unknown = 7 => "unknown",
+        /// Taken out of the journal because the leg lagged behind.
+        Collapse = 8 => "collapse",
+    }
+}
+
+impl Class {
+    /// Classes whose failing attempts count as errors of the run once they have lasted too long.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Class::Busy | Class::Error | Class::Unknown)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeferredKey {
+    pub root: RootId,
+    pub path: RelPath,
+    pub scope: Scope,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deferred {
+    pub key: DeferredKey,
+    pub seq: u64,
+    pub mask: Mask,
+    pub since_ns: i64,
+    pub attempts: u32,
+    pub not_before_ns: i64,
+    pub class: Class,
+    pub last_error: String,
+}
+
+/// A row to write; where one stands already they are merged: the newer seq, both masks, the older age.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDeferred {
+    pub root: RootId,
+    pub path: RelPath,
+    pub scope: Scope,
+    pub seq: u64,
+    pub mask: Mask,
+    pub since_ns: i64,
+    /// Attempts that have failed: added to those counted already.
+    pub attempts: u32,
+    pub not_before_ns: i64,
+    pub class: Class,
+    pub last_error: String,
+}
+
+impl NewDeferred {
+    pub fn key(&self) -> DeferredKey {
+        DeferredKey { root: self.root, path: self.path.clone(), scope: self.scope }
+    }
+}
+
+impl Journal {
+    /// Rows that may be tried now. A `not_before` further away than the longest backoff is due: the clock jumped.
+    pub fn deferred_due(&self, leg: &str, now_ns: i64, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
+        let far = now_ns.saturating_add(limits::BACKOFF_MAX.as_nanos() as i64);
+        let sql = "SELECT root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error
+                   FROM deferred WHERE leg = ?1 AND (not_before_ns <= ?2 OR not_before_ns > ?3)
+                   ORDER BY seq DESC LIMIT ?4";
+        self.select_deferred(sql, params![leg, now_ns, far, limit])
+    }
+
+    /// All rows of a leg, oldest first.
+    pub fn deferred(&self, leg: &str, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
+        let sql = "SELECT root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error
+                   FROM deferred WHERE leg = ?1 ORDER BY since_ns, path LIMIT ?2";
+        self.select_deferred(sql, params![leg, limit])
+    }
+
+    pub fn deferred_count(&self, leg: &str) -> Result<u64, DatabaseError> {
+        self.conn
+            .query_row("SELECT count(*) FROM deferred WHERE leg = ?1", [leg], |r| r.get(0))
+            .map_err(self.fail("count deferred rows"))
+    }
+
+    /// Writes rows outside an ack (a failed attempt, a rule change).
+    pub fn defer(&mut self, leg: &str, rows: &[NewDeferred]) -> Result<(), DatabaseError> {
+        self.write("defer", |tx| rows.iter().try_for_each(|row| upsert(tx, leg, row)))
+    }
+
+    /// Removes the rows that still have the seq they were read with; returns how many did.
+    pub fn settle_deferred(
+        &mut self,
+        leg: &str,
+        rows: &[(DeferredKey, u64)],
+    ) -> Result<usize, DatabaseError> {
+        self.write("settle deferred rows", |tx| {
+            let mut statement = tx.prepare_cached(
+                "DELETE FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4 AND seq = ?5",
+            )?;
+            let mut removed = 0;
+            for (key, seq) in rows {
+                removed +=
+                    statement.execute(params![leg, key.root.0, key.path.as_bytes(), key.scope, seq])?;
+            }
+            Ok(removed)
+        })
+    }
+
+    fn select_deferred(
+        &self,
+        sql: &str,
+        args: impl rusqlite::Params,
+    ) -> Result<Vec<Deferred>, DatabaseError> {
+        let fail = self.fail("read deferred rows");
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let rows = statement.query_map(args, read_deferred).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+}
+
+pub(super) fn upsert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO deferred(leg, root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+         ON CONFLICT(leg, root, path, scope) DO UPDATE SET
+             seq = max(seq, excluded.seq), mask = mask | excluded.mask, since_ns = min(since_ns, excluded.since_ns),
+             attempts = attempts + excluded.attempts, not_before_ns = excluded.not_before_ns,
+             class = excluded.class, last_error = excluded.last_error",
+    )?
+    .execute(params![
+        leg,
+        row.root.0,
+        row.path.as_bytes(),
+        row.scope,
+        row.seq,
+        row.mask.bits(),
+        row.since_ns,
+        row.attempts,
+        row.not_before_ns,
+        row.class,
+        row.last_error
+    ])?;
+    Ok(())
+}
+
+fn read_deferred(r: &rusqlite::Row<'_>) -> rusqlite::Result<Deferred> {
+    Ok(Deferred {
+        key: DeferredKey { root: RootId(r.get(0)?), path: read_path(r, 1)?, scope: r.get(2)? },
+        seq: r.get(3)?,
+        mask: read_mask(r, 4)?,
+        since_ns: r.get(5)?,
+        attempts: r.get(6)?,
+        not_before_ns: r.get(7)?,
+        class: r.get(8)?,
+        last_error: r.get(9)?,
+    })
+}

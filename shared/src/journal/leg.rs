@@ -1,0 +1,267 @@
+//! A leg's side: claim before the first look, read from acked, ack after the catalog has it. And the check which
+//! database belongs to which, so that a lost, restored, copied or recreated one is harmless.
+
+use rusqlite::{OptionalExtension as _, params};
+
+use super::deferred::{NewDeferred, upsert};
+use super::{Class, Journal, JournalId, RootId, head};
+use crate::database::DatabaseError;
+use crate::entry::{Mask, Scope};
+use crate::path::RelPath;
+
+/// A leg's row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leg {
+    pub name: String,
+    pub catalog_id: [u8; 16],
+    /// Writer ids that are ours at the destination, newest first.
+    pub writer_ids: Vec<String>,
+    pub last_run: u64,
+    pub claimed: u64,
+    pub acked: u64,
+    pub collapsed_to: u64,
+    pub last_ack_ns: i64,
+}
+
+/// What a catalog says of itself at the start of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CatalogFacts {
+    pub catalog_id: [u8; 16],
+    /// The journal it was last run against; `None` for a new catalog.
+    pub journal_id: Option<JournalId>,
+    /// Its own copy of the cursor, written before the ack.
+    pub acked: u64,
+}
+
+/// The result of attaching a leg: its row, and why a full pass was requested, if it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    pub leg: Leg,
+    pub full_pass: Option<&'static str>,
+}
+
+/// Whether journal and catalog belong together and the cursor is whole; else the reason for a full pass.
+fn mismatch(
+    leg: Option<&Leg>,
+    catalog: &CatalogFacts,
+    journal: JournalId,
+    head: u64,
+    floor: u64,
+) -> Option<&'static str> {
+    let Some(leg) = leg else { return Some("the leg is new to this journal") };
+    if leg.catalog_id != catalog.catalog_id {
+        Some("the catalog is not the one this journal knows")
+    } else if catalog.journal_id != Some(journal) {
+        Some("the journal is not the one this catalog knows")
+    } else if leg.acked < floor {
+        Some("entries that this leg had not read were pruned")
+    } else if catalog.acked < leg.acked {
+        Some("the catalog is older than the journal")
+    } else if catalog.acked > head {
+        Some("the journal is older than the catalog")
+    } else {
+        None
+    }
+}
+
+impl Journal {
+    pub fn leg(&self, name: &str) -> Result<Option<Leg>, DatabaseError> {
+        self.conn.query_row(SELECT_LEG, [name], read_leg).optional().map_err(self.fail("read a leg"))
+    }
+
+    /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
+    /// together writes one row of scope `full` per root, all in one transaction.
+    pub fn attach_leg(
+        &mut self,
+        name: &str,
+        catalog: &CatalogFacts,
+        roots: &[RootId],
+        now_ns: i64,
+    ) -> Result<Attached, DatabaseError> {
+        let journal_id = self.id();
+        self.write("attach a leg", |tx| {
+            let (head, floor): (u64, u64) =
+                tx.query_row("SELECT head, floor FROM meta", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            let known = tx.query_row(SELECT_LEG, [name], read_leg).optional()?;
+            let full_pass = mismatch(known.as_ref(), catalog, journal_id, head, floor);
+            // A new leg begins at the head: the full pass looks at everything after this moment.
+            let mut leg = known.unwrap_or(Leg {
+                name: name.to_owned(),
+                catalog_id: catalog.catalog_id,
+                writer_ids: Vec::new(),
+                last_run: 0,
+                claimed: head,
+                acked: head,
+                collapsed_to: 0,
+                last_ack_ns: 0,
+            });
+            if leg.catalog_id != catalog.catalog_id || leg.writer_ids.is_empty() {
+                // Objects of a lost catalog stay ours under the older ids; two catalogs never share one.
+                leg.writer_ids.insert(0, hex(&rand::random::<[u8; 8]>()));
+            }
+            leg.catalog_id = catalog.catalog_id;
+            leg.acked = leg.acked.max(floor).min(head);
+            leg.claimed = leg.claimed.max(leg.acked);
+            leg.last_run += 1;
+            if let Some(reason) = full_pass {
+                for &root in roots {
+                    upsert(tx, name, &full_pass_row(root, head, now_ns, reason))?;
+                }
+            }
+            store_leg(tx, &leg)?;
+            Ok(Attached { leg, full_pass })
+        })
+    }
+
+    /// Requests a full pass of a root: a later request than the one being worked off has a higher seq and stays.
+    pub fn request_full_pass(
+        &mut self,
+        leg: &str,
+        root: RootId,
+        now_ns: i64,
+        why: &str,
+    ) -> Result<(), DatabaseError> {
+        self.write("request a full pass", |tx| {
+            tx.execute("UPDATE meta SET head = head + 1", [])?;
+            upsert(tx, leg, &full_pass_row(root, head(tx)?, now_ns, why))
+        })
+    }
+
+    /// Announces, before the first look, that everything up to the head is being read. Returns the head.
+    pub fn claim(&mut self, leg: &str) -> Result<u64, DatabaseError> {
+        self.write("claim", |tx| {
+            let head = head(tx)?;
+            tx.execute("UPDATE leg SET claimed = max(claimed, ?2) WHERE name = ?1", params![leg, head])?;
+            Ok(head)
+        })
+    }
+
+    /// Moves the cursor: what is owed of the entries up to `upto` stands in `deferred`, the rest is done. To be
+    /// called after the catalog committed.
+    pub fn ack(
+        &mut self,
+        leg: &str,
+        upto: u64,
+        deferred: &[NewDeferred],
+        now_ns: i64,
+    ) -> Result<(), DatabaseError> {
+        self.write("ack", |tx| {
+            for row in deferred {
+                upsert(tx, leg, row)?;
+            }
+            tx.execute(
+                "UPDATE leg SET acked = max(acked, ?2), claimed = max(claimed, ?2), last_ack_ns = ?3 WHERE name = ?1",
+                params![leg, upto, now_ns],
+            )?;
+            Ok(())
+        })
+    }
+}
+
+fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {
+    NewDeferred {
+        root,
+        path: RelPath::root(),
+        scope: Scope::Full,
+        seq,
+        mask: Mask::UNKNOWN,
+        since_ns: now_ns,
+        attempts: 0,
+        not_before_ns: 0,
+        class: Class::FullPass,
+        last_error: why.to_owned(),
+    }
+}
+
+const SELECT_LEG: &str =
+    "SELECT name, catalog_id, writer_ids, last_run, claimed, acked, collapsed_to, last_ack_ns
+     FROM leg WHERE name = ?1";
+
+fn read_leg(r: &rusqlite::Row<'_>) -> rusqlite::Result<Leg> {
+    let writers: String = r.get(2)?;
+    Ok(Leg {
+        name: r.get(0)?,
+        catalog_id: r.get(1)?,
+        writer_ids: writers.split_whitespace().map(str::to_owned).collect(),
+        last_run: r.get(3)?,
+        claimed: r.get(4)?,
+        acked: r.get(5)?,
+        collapsed_to: r.get(6)?,
+        last_ack_ns: r.get(7)?,
+    })
+}
+
+fn store_leg(tx: &rusqlite::Transaction<'_>, leg: &Leg) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT INTO leg(name, catalog_id, writer_ids, last_run, last_plan, claimed, acked, collapsed_to, last_ack_ns)
+         VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8)
+         ON CONFLICT(name) DO UPDATE SET catalog_id = excluded.catalog_id, writer_ids = excluded.writer_ids,
+             last_run = excluded.last_run, claimed = excluded.claimed, acked = excluded.acked",
+        params![
+            leg.name,
+            leg.catalog_id,
+            leg.writer_ids.join(" "),
+            leg.last_run,
+            leg.claimed,
+            leg.acked,
+            leg.collapsed_to,
+            leg.last_ack_ns
+        ],
+    )?;
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOURNAL: JournalId = JournalId([1; 16]);
+
+    fn leg() -> Leg {
+        Leg {
+            name: "b2".into(),
+            catalog_id: [2; 16],
+            writer_ids: vec!["w".into()],
+            last_run: 3,
+            claimed: 50,
+            acked: 50,
+            collapsed_to: 0,
+            last_ack_ns: 0,
+        }
+    }
+
+    fn facts() -> CatalogFacts {
+        CatalogFacts { catalog_id: [2; 16], journal_id: Some(JOURNAL), acked: 50 }
+    }
+
+    #[test]
+    fn databases_that_belong_together_need_no_full_pass() {
+        assert_eq!(mismatch(Some(&leg()), &facts(), JOURNAL, 60, 40), None);
+        // Killed between the catalog's copy and the ack.
+        assert_eq!(mismatch(Some(&leg()), &CatalogFacts { acked: 55, ..facts() }, JOURNAL, 60, 40), None);
+    }
+
+    #[test]
+    fn each_way_in_which_they_do_not_belong_together_is_noticed() {
+        let full = |leg: Option<&Leg>, facts: CatalogFacts, head, floor| {
+            mismatch(leg, &facts, JOURNAL, head, floor).is_some()
+        };
+        assert!(full(None, facts(), 60, 40), "a new leg");
+        assert!(
+            full(Some(&leg()), CatalogFacts { catalog_id: [9; 16], ..facts() }, 60, 40),
+            "a lost catalog"
+        );
+        assert!(full(Some(&leg()), CatalogFacts { journal_id: None, ..facts() }, 60, 40), "a new catalog");
+        assert!(
+            full(Some(&leg()), CatalogFacts { journal_id: Some(JournalId([9; 16])), ..facts() }, 60, 40),
+            "a lost journal"
+        );
+        assert!(full(Some(&leg()), facts(), 60, 51), "a pruned gap");
+        assert!(full(Some(&leg()), CatalogFacts { acked: 49, ..facts() }, 60, 40), "an older catalog");
+        assert!(full(Some(&leg()), CatalogFacts { acked: 61, ..facts() }, 60, 40), "an older journal");
+    }
+}

@@ -1,0 +1,208 @@
+//! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
+//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `doubt`, `session`;
+//! a leg its own rows of `leg`, `deferred` and `linked`.
+
+mod append;
+mod coalesce;
+mod deferred;
+mod leg;
+mod root;
+mod schema;
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+
+use crate::database::{self, DatabaseError, Mode};
+use crate::entry::{Cause, Handle, Mask, Scope};
+use crate::limits;
+use crate::path::RelPath;
+
+pub use append::{Appended, Change, Commit, Doubt};
+pub use coalesce::Coalesce;
+pub use deferred::{Class, Deferred, DeferredKey, NewDeferred};
+pub use leg::{Attached, CatalogFacts, Leg};
+pub use root::{RootRow, RootState};
+
+/// Number of a root in this journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootId(pub i64);
+
+/// The random name of one journal file: whoever holds a cursor checks that it belongs to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalId(pub [u8; 16]);
+
+/// One row: "look at this path again".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub seq: u64,
+    pub root: RootId,
+    pub path: RelPath,
+    pub handle: Option<Handle>,
+    pub scope: Scope,
+    pub cause: Cause,
+    pub mask: Mask,
+    pub at_ns: i64,
+}
+
+/// An open journal. Not shared between threads: each opens its own.
+#[derive(Debug)]
+pub struct Journal {
+    conn: Connection,
+    path: PathBuf,
+    id: JournalId,
+}
+
+impl Journal {
+    /// For the tracker: made if it is missing.
+    pub fn create_or_open(path: &Path) -> Result<Journal, DatabaseError> {
+        let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
+        let fail = |e| DatabaseError::new(path, "name the journal", e);
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        let id: [u8; 16] = rand::random();
+        tx.execute(
+            "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)",
+            params![id],
+        )
+        .map_err(fail)?;
+        tx.commit().map_err(fail)?;
+        Self::identified(conn, path)
+    }
+
+    /// For legs and for people: it must be there.
+    pub fn open(path: &Path) -> Result<Journal, DatabaseError> {
+        let conn = database::open(path, schema::MIGRATIONS, Mode::Guest)?;
+        Self::identified(conn, path)
+    }
+
+    fn identified(conn: Connection, path: &Path) -> Result<Journal, DatabaseError> {
+        let id = conn
+            .query_row("SELECT journal_id FROM meta", [], |r| r.get(0))
+            .map_err(|e| DatabaseError::new(path, "read the journal's id", e))?;
+        Ok(Journal { conn, path: path.to_owned(), id: JournalId(id) })
+    }
+
+    pub fn id(&self) -> JournalId {
+        self.id
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The newest seq given out, and the highest one pruned.
+    pub fn head_and_floor(&self) -> Result<(u64, u64), DatabaseError> {
+        self.conn
+            .query_row("SELECT head, floor FROM meta", [], |r| Ok((r.get(0)?, r.get(1)?)))
+            .map_err(self.fail("read the head"))
+    }
+
+    /// Entries above `after` up to `upto`, in order, at most `limit`.
+    pub fn read(&self, after: u64, upto: u64, limit: usize) -> Result<Vec<Entry>, DatabaseError> {
+        let fail = self.fail("read entries");
+        let sql = "SELECT seq, root, path, handle, scope, cause, mask, at_ns FROM entry
+                   WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let rows = statement.query_map(params![after, upto, limit], read_entry).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// How many entries there are, and when the oldest was seen.
+    pub fn entry_count(&self) -> Result<(u64, Option<i64>), DatabaseError> {
+        self.conn
+            .query_row("SELECT count(*), min(at_ns) FROM entry", [], |r| Ok((r.get(0)?, r.get(1)?)))
+            .map_err(self.fail("count entries"))
+    }
+
+    /// Entries of a root above a cursor: (rows, of which gaps).
+    pub fn pending(&self, root: RootId, after: u64) -> Result<(u64, u64), DatabaseError> {
+        let sql =
+            "SELECT count(*), coalesce(sum(cause NOT IN (0, 1)), 0) FROM entry WHERE root = ?1 AND seq > ?2";
+        self.conn
+            .query_row(sql, params![root.0, after], |r| Ok((r.get(0)?, r.get(1)?)))
+            .map_err(self.fail("count pending entries"))
+    }
+
+    /// A line for people; the oldest go when there are too many.
+    pub fn add_history(
+        &mut self,
+        at_ns: i64,
+        kind: &str,
+        root: Option<&str>,
+        text: &str,
+    ) -> Result<(), DatabaseError> {
+        self.write("write history", |tx| {
+            tx.execute(
+                "INSERT INTO history(at_ns, kind, root, text) VALUES (?1, ?2, ?3, ?4)",
+                params![at_ns, kind, root, text],
+            )?;
+            tx.execute(
+                "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
+                params![limits::HISTORY_ROWS_MAX],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Newest first: (at_ns, kind, root, text).
+    pub fn history(&self, limit: usize) -> Result<Vec<(i64, String, Option<String>, String)>, DatabaseError> {
+        let fail = self.fail("read history");
+        let mut statement = self
+            .conn
+            .prepare("SELECT at_ns, kind, root, text FROM history ORDER BY id DESC LIMIT ?1")
+            .map_err(&fail)?;
+        let rows = statement
+            .query_map([limit], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))
+            .map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// One transaction that takes the write lock at its start.
+    fn write<T>(
+        &mut self,
+        op: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        let run = |conn: &mut Connection| -> rusqlite::Result<T> {
+            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let out = work(&tx)?;
+            tx.commit()?;
+            Ok(out)
+        };
+        run(&mut self.conn).map_err(|e| DatabaseError::new(&self.path, op, e))
+    }
+
+    fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {
+        move |e| DatabaseError::new(&self.path, op, e)
+    }
+}
+
+fn read_entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
+    let handle: Option<Vec<u8>> = r.get(3)?;
+    Ok(Entry {
+        seq: r.get(0)?,
+        root: RootId(r.get(1)?),
+        path: read_path(r, 2)?,
+        handle: handle.and_then(|h| Handle::from_blob(&h)),
+        scope: r.get(4)?,
+        cause: r.get(5)?,
+        mask: read_mask(r, 6)?,
+        at_ns: r.get(7)?,
+    })
+}
+
+fn read_path(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<RelPath> {
+    let bytes: Vec<u8> = r.get(column)?;
+    RelPath::parse(&bytes).map_err(|e| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Blob, Box::new(e))
+    })
+}
+
+fn read_mask(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Mask> {
+    Ok(Mask::from_bits_retain(r.get(column)?))
+}
+
+/// The head within a transaction.
+fn head(tx: &Transaction<'_>) -> rusqlite::Result<u64> {
+    tx.query_row("SELECT head FROM meta", [], |r| r.get(0)).optional().map(Option::unwrap_or_default)
+}

@@ -1,0 +1,87 @@
+//! Every bound of the program, with its unit, in one place; what must fit together is checked at compile time.
+
+use std::time::Duration;
+
+/// Journal rows above which the tracker collapses what laggards have not acked.
+pub const JOURNAL_ENTRIES_MAX: u64 = 500_000;
+/// Paths that the coalescing set remembers, per filesystem. Beyond it the set starts anew: only more rows.
+pub const COALESCE_PATHS_MAX: usize = 262_144;
+/// Rows a leg reads from the journal at once.
+pub const READ_ROWS_MAX: usize = 50_000;
+
+/// Bytes one read(2) on a fanotify group may return. It bounds the time from SIGKILL to death
+/// (measured: 0.7 µs per event, about 92 bytes each).
+pub const INTAKE_READ_BYTES: usize = 256 * 1024;
+/// Bytes of unread events a batch may hold before it is committed.
+pub const INTAKE_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Events after which a batch is committed.
+pub const INTAKE_BATCH_EVENTS: usize = 20_000;
+/// Age after which a batch is committed.
+pub const INTAKE_BATCH_AGE: Duration = Duration::from_millis(250);
+/// Pause after a wake-up, so that the kernel merges events (measured: half the cost per event).
+pub const INTAKE_NAP: Duration = Duration::from_millis(4);
+/// Filesystems marked at most: the kernel allows 128 groups per user (fanotify(7)).
+pub const FILESYSTEMS_MAX: usize = 120;
+/// Directories that the handle cache of one filesystem remembers.
+pub const HANDLE_CACHE_DIRS_MAX: usize = 262_144;
+/// Doubts kept per filesystem before they become one gap.
+pub const DOUBTS_MAX: usize = 10_000;
+/// Interval of the probe of each root, and of the heartbeat in the status file.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
+/// How long `tracker flush` waits for an answer.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Paths one `tracker add` may name.
+pub const ADD_PATHS_MAX: usize = 100_000;
+/// Bytes of one message on the control socket.
+pub const CONTROL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Paths that one batch of a run examines, plans, sends and commits together.
+pub const BATCH_PATHS: usize = 4_096;
+/// Bytes of file content that one batch may hold in flight before the next is begun.
+pub const BATCH_BYTES: u64 = 1 << 30;
+/// Files up to this size are read once into memory and hashed there.
+pub const SMALL_FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Bytes of small files in memory at once.
+pub const SMALL_FILES_IN_FLIGHT_BYTES: u64 = 64 * 1024 * 1024;
+/// Names of one directory held in memory by a sorted walk.
+pub const WALK_DIR_NAMES_MAX: usize = 200_000;
+/// mtime and ctime must be older than this at the look for a row to be settled: dirty_expire, writeback and the
+/// coarsest timestamp granularity, by the filesystem's clock.
+pub const SETTLE_AGE: Duration = Duration::from_secs(60);
+/// First and longest wait before a deferred row is tried again.
+pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(6 * 3600);
+/// A deferred row that has failed for longer than this makes the run exit 3.
+pub const DEFERRED_TOLERATED: Duration = Duration::from_secs(3 * 24 * 3600);
+/// Attempts on a busy file before it is no longer merely waited for.
+pub const BUSY_TRIES: u32 = 5;
+/// Deferred rows of one leg before they collapse to their directories.
+pub const DEFERRED_ROWS_MAX: u64 = 100_000;
+/// History rows kept for people.
+pub const HISTORY_ROWS_MAX: u64 = 10_000;
+/// How long an intent without an answer may still come true at B2 after its request.
+pub const INTENT_GRACE: Duration = Duration::from_secs(3600);
+
+const _: () = assert!(INTAKE_READ_BYTES * 4 <= INTAKE_BATCH_BYTES, "a batch must hold several reads");
+const _: () =
+    assert!(SMALL_FILE_BYTES * 4 <= SMALL_FILES_IN_FLIGHT_BYTES, "several small files must fit at once");
+const _: () = assert!(BACKOFF_FIRST.as_secs() < BACKOFF_MAX.as_secs());
+const _: () = assert!(BATCH_PATHS <= READ_ROWS_MAX);
+const _: () = assert!(INTAKE_NAP.as_millis() < INTAKE_BATCH_AGE.as_millis());
+
+/// The wait before attempt number `attempts + 1`: doubling from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`].
+pub fn backoff(attempts: u32) -> Duration {
+    BACKOFF_FIRST.saturating_mul(1u32 << attempts.min(20)).min(BACKOFF_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_doubles_and_ends() {
+        assert_eq!(backoff(0), BACKOFF_FIRST);
+        assert_eq!(backoff(1), BACKOFF_FIRST * 2);
+        assert_eq!(backoff(50), BACKOFF_MAX);
+    }
+}
