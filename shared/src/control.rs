@@ -78,7 +78,7 @@ pub fn connect(
 
 impl Connection {
     /// The next answer; a refusal is an error.
-    pub fn next(&mut self) -> Result<Answer, ControlError> {
+    pub fn answer(&mut self) -> Result<Answer, ControlError> {
         let broken = |source| ControlError::BrokenOff { socket: self.socket.clone(), source };
         match read_line(&mut self.reader) {
             Ok(Answer::Refused { message }) => Err(ControlError::Refused { message }),
@@ -102,7 +102,7 @@ impl Connection {
 
 /// One request, one answer: the newest seq committed.
 pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<u64, ControlError> {
-    match connect(socket, request, Some(timeout))?.next()? {
+    match connect(socket, request, Some(timeout))?.answer()? {
         Answer::Done { head } | Answer::Changed { head } => Ok(head),
         Answer::Refused { message } => Err(ControlError::Refused { message }),
     }

@@ -26,6 +26,7 @@ impl Mask {
 }
 
 /// A fieldless enum that is stored as an integer in SQLite and printed in lower case with hyphens.
+#[macro_export]
 macro_rules! stored_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $num:literal => $text:literal,)* }) => {
         $(#[$doc])*
@@ -54,7 +55,7 @@ macro_rules! stored_enum {
         }
     };
 }
-pub(crate) use stored_enum;
+pub use stored_enum;
 
 stored_enum! {
     /// How much an entry or a deferred row speaks of.

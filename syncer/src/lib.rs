@@ -1,1 +1,4 @@
 //! The syncer as a library, so that tests and benches reach its parts.
+
+pub mod leg;
+pub mod tree;

@@ -45,6 +45,15 @@ pub struct Entry {
     pub at_ns: i64,
 }
 
+/// A line for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryRow {
+    pub at_ns: i64,
+    pub kind: String,
+    pub root: Option<String>,
+    pub text: String,
+}
+
 /// An open journal. Not shared between threads: each opens its own.
 #[derive(Debug)]
 pub struct Journal {
@@ -144,15 +153,15 @@ impl Journal {
         })
     }
 
-    /// Newest first: (at_ns, kind, root, text).
-    pub fn history(&self, limit: usize) -> Result<Vec<(i64, String, Option<String>, String)>, DatabaseError> {
+    /// Newest first.
+    pub fn history(&self, limit: usize) -> Result<Vec<HistoryRow>, DatabaseError> {
         let fail = self.fail("read history");
         let mut statement = self
             .conn
             .prepare("SELECT at_ns, kind, root, text FROM history ORDER BY id DESC LIMIT ?1")
             .map_err(&fail)?;
         let rows = statement
-            .query_map([limit], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))
+            .query_map([limit], |r| Ok(HistoryRow { at_ns: r.get(0)?, kind: r.get(1)?, root: r.get(2)?, text: r.get(3)? }))
             .map_err(&fail)?;
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }

@@ -47,7 +47,7 @@ pub(crate) enum UploadTarget {
 }
 
 pub(super) struct UploadUrl {
-    pub target: UploadTarget,
+    target: UploadTarget,
     key: Arc<Key>,
     state: UrlState,
 }
