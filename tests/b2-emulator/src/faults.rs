@@ -62,6 +62,10 @@ impl Fault {
 }
 
 impl FaultKind {
+    pub(crate) fn is_expiry(&self) -> bool {
+        matches!(self, Self::ExpireAccountTokens | Self::ExpireUploadUrls)
+    }
+
     pub fn answer(status: u16, code: &str) -> Self {
         Self::Answer(FaultAnswer { status, code: code.into(), retry_after_s: None })
     }
@@ -79,6 +83,13 @@ impl From<FaultAnswer> for B2Error {
 pub(crate) struct Faults {
     rules: Vec<Rule>,
     last_id: u64,
+}
+
+/// What a rule asks for one call.
+#[derive(Debug)]
+pub(crate) struct Hit {
+    pub rule_id: u64,
+    pub kind: FaultKind,
 }
 
 #[derive(Debug)]
@@ -103,8 +114,8 @@ impl Faults {
         self.rules.iter().any(|rule| rule.fault.name_prefix.is_some())
     }
 
-    /// The first rule that is due, with its id. Every rule that matches counts the call.
-    pub fn hit(&mut self, call: Call, name: Option<&str>) -> Option<(u64, FaultKind)> {
+    /// The first rule that is due. Every rule that matches counts the call.
+    pub fn hit(&mut self, call: Call, name: Option<&str>) -> Option<Hit> {
         let mut hit = None;
         for rule in &mut self.rules {
             let Fault { skip, times, .. } = rule.fault;
@@ -113,7 +124,7 @@ impl Faults {
             }
             rule.seen += 1;
             if hit.is_none() && rule.seen > skip && rule.seen - skip <= times {
-                hit = Some((rule.id, rule.fault.kind.clone()));
+                hit = Some(Hit { rule_id: rule.id, kind: rule.fault.kind.clone() });
             }
         }
         hit

@@ -20,9 +20,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::calls::Call;
 use crate::error::B2Error;
-use crate::faults::FaultKind;
+use crate::faults::{FaultKind, Hit};
 use crate::state::{Effect, Shared};
-use reply::{Cut, ReplyBody, error_response, ok_json};
+use reply::{Cut, ReplyBody, error_response};
 
 type Answer = Result<Response<ReplyBody>, Cut>;
 
@@ -64,8 +64,9 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
         return Ok(unknown(&shared, &request));
     };
     match (call, request.method()) {
-        (Call::UploadFile, &Method::POST) => uploads::file(&shared, version, request).await,
-        (Call::UploadPart, &Method::POST) => uploads::part(&shared, version, request).await,
+        (Call::UploadFile | Call::UploadPart, &Method::POST) => {
+            uploads::upload(&shared, version, call, request).await
+        }
         (Call::DownloadFileById, &Method::GET | &Method::HEAD) => downloads::by_id(&shared, request).await,
         (Call::UploadFile | Call::UploadPart | Call::DownloadFileById, _) => Ok(unknown(&shared, &request)),
         (_, &Method::POST | &Method::GET) => json::call(&shared, version, call, request).await,
@@ -78,7 +79,8 @@ fn api_call(path: &str) -> Option<(u8, Call)> {
     let (version, rest) = path.strip_prefix("/b2api/v")?.split_once('/')?;
     let version = version.parse().ok().filter(|version| (1..=4).contains(version))?;
     let name = rest.split('/').next().unwrap_or(rest);
-    let call = Call::named(name).filter(|call| *call != Call::HeadFileByName)?;
+    let by_name = [Call::DownloadFileByName, Call::HeadFileByName];
+    let call = Call::named(name).filter(|call| !by_name.contains(call))?;
     let is_upload = matches!(call, Call::UploadFile | Call::UploadPart);
     (is_upload || name == rest).then_some((version, call))
 }
@@ -101,31 +103,38 @@ fn answer_error(shared: &Shared, error: &B2Error) -> Response<ReplyBody> {
 }
 
 /// The effect and its answer, or what the fault makes of them. The body of the request has been read.
-async fn finish(shared: &Shared, version: u8, call: Call, fault: Option<FaultKind>, effect: Effect) -> Answer {
+async fn finish(shared: &Shared, version: u8, call: Call, hit: Option<Hit>, effect: Effect) -> Answer {
     let apply = |effect| match shared.apply(call, effect) {
-        Ok(reply) => ok_json(reply.into_json(version, &shared.endpoint)),
+        Ok(reply) => reply.into_response(version, &shared.endpoint),
         Err(error) => answer_error(shared, &error),
     };
-    match fault {
-        None | Some(FaultKind::ExpireAccountTokens | FaultKind::ExpireUploadUrls) => Ok(apply(effect)),
-        Some(FaultKind::Answer(answer)) => Ok(answer_error(shared, &answer.into())),
-        Some(FaultKind::EarlyAnswer(answer)) => Ok(early_answer(shared, &answer.into())),
-        Some(FaultKind::ResetAfterBytes(_)) => Err(Cut::Reset),
-        Some(FaultKind::DropAfterEffect) => {
+    let Some(hit) = hit else {
+        return Ok(apply(effect));
+    };
+    // Before the fault is counted, so that who waits for the count and then releases finds it.
+    let mut held = shared.hold();
+    let answer = match hit.kind.clone() {
+        FaultKind::ExpireAccountTokens | FaultKind::ExpireUploadUrls | FaultKind::HoldAnswer => {
+            Ok(apply(effect))
+        }
+        FaultKind::Answer(answer) => Ok(answer_error(shared, &answer.into())),
+        FaultKind::EarlyAnswer(answer) => Ok(early_answer(shared, &answer.into())),
+        FaultKind::ResetAfterBytes(_) => Err(Cut::Reset),
+        FaultKind::DropAfterEffect => {
             apply(effect);
             Err(Cut::Close)
         }
-        Some(FaultKind::HoldAnswer) => {
-            let held = shared.held();
-            let answer = apply(effect);
-            held.await;
-            Ok(answer)
-        }
-        Some(FaultKind::LateCompletion) => {
+        FaultKind::LateCompletion => {
             shared.lock().late.push((call, effect));
             Err(Cut::Close)
         }
+    };
+    shared.note_fault(hit.rule_id);
+    if hit.kind == FaultKind::HoldAnswer {
+        // It fails only if the sender is gone, which lives as long as `shared`.
+        let _ = held.changed().await;
     }
+    answer
 }
 
 fn early_answer(shared: &Shared, error: &B2Error) -> Response<ReplyBody> {

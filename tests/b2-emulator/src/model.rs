@@ -1,9 +1,9 @@
 //! What the emulated account holds, and what each call does to it: no I/O, no clock, no locks.
-mod access;
+pub(crate) mod access;
 mod buckets;
-mod large;
-mod listing;
-mod versions;
+pub(crate) mod large;
+pub(crate) mod listing;
+pub(crate) mod versions;
 
 #[cfg(test)]
 mod fixture;
@@ -11,14 +11,11 @@ mod fixture;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-pub use access::KeyRules;
-pub(crate) use access::{Authorized, Key, UploadTarget};
-pub(crate) use large::{Part, PartsPage, PartUpload};
-pub(crate) use listing::{Entry, Page};
-pub use versions::{Action, Version};
-pub(crate) use versions::{Copied, DeclaredSha1, Upload};
+use access::Key;
+use large::Part;
 
 use crate::options::Limits;
+use crate::version::Version;
 
 pub(crate) const ACCOUNT_ID: &str = "b2e0acc00001";
 

@@ -6,7 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use crate::error::B2Error;
 
 const FILE_NAME_BYTES_MAX: usize = 1024;
-/// Of the encoded header lines of the name and the file info together, by Backblaze's page on file information.
+/// Of the encoded header lines of name and file info together, by Backblaze's page on file information.
 const HEADER_BYTES_MAX: usize = 7000;
 const INFO_KEY_BYTES_MAX: usize = 50;
 
@@ -66,7 +66,9 @@ pub(crate) fn check_info(name: &str, info: &BTreeMap<String, String>) -> Result<
         header_bytes += "X-Bz-Info-: \r\n".len() + key.len() + encode(value).len();
     }
     if header_bytes > HEADER_BYTES_MAX {
-        return Err(B2Error::bad_request(format!("File name and file info take {header_bytes} bytes of headers")));
+        return Err(B2Error::bad_request(format!(
+            "File name and file info take {header_bytes} bytes of headers"
+        )));
     }
     Ok(())
 }

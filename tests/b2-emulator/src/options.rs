@@ -1,4 +1,4 @@
-//! What a caller may choose: where to listen, the master key, and limits scaled down for small tests.
+//! What a caller may choose: where to listen, keys, and limits scaled down for small tests.
 use std::net::{Ipv4Addr, SocketAddr};
 
 #[derive(Debug, Clone)]
@@ -42,4 +42,13 @@ impl Default for Limits {
             copy_bytes_max: 5_000_000_000,
         }
     }
+}
+
+/// What a key may do; the default is everything.
+#[derive(Debug, Clone, Default)]
+pub struct KeyRules {
+    /// None: all that the emulator knows.
+    pub capabilities: Option<Vec<String>>,
+    pub bucket_name: Option<String>,
+    pub name_prefix: Option<String>,
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::calls::{Call, Class};
 use crate::error::B2Error;
-use crate::faults::{FaultKind, Faults};
+use crate::faults::{FaultKind, Faults, Hit};
 use crate::http::reply::Reply;
 use crate::model::Model;
 
@@ -26,7 +26,7 @@ pub struct Counters {
     pub class_c: u64,
     /// Answers that were errors, by code.
     pub errors: BTreeMap<String, u64>,
-    /// Faults that hit, by the id of the rule.
+    /// Faults that took place, by the id of the rule.
     pub faults: BTreeMap<u64, u64>,
 }
 
@@ -74,24 +74,29 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the call and decides on its fault. `name` is asked only if a rule needs it.
-    pub fn begin(&self, call: Call, name: impl FnOnce(&Model) -> Option<String>) -> Option<FaultKind> {
+    /// Counts the call and decides on its fault; an expiry is done at once. `name` is asked only if needed.
+    pub fn begin(&self, call: Call, name: impl FnOnce(&Model) -> Option<String>) -> Option<Hit> {
         let mut guard = self.lock();
         let state = &mut *guard;
         *state.counters.calls.entry(call).or_default() += 1;
         let name = if state.faults.need_names() { name(&state.model) } else { None };
-        let hit = state.faults.hit(call, name.as_deref());
-        if let Some((id, kind)) = &hit {
-            *state.counters.faults.entry(*id).or_default() += 1;
-            match kind {
+        let mut hit = state.faults.hit(call, name.as_deref());
+        if let Some(hit) = hit.take_if(|hit| hit.kind.is_expiry()) {
+            match hit.kind {
                 FaultKind::ExpireAccountTokens => state.model.expire_account_tokens(),
-                FaultKind::ExpireUploadUrls => state.model.expire_upload_urls(),
-                _ => {}
+                _ => state.model.expire_upload_urls(),
             }
+            *state.counters.faults.entry(hit.rule_id).or_default() += 1;
         }
         drop(guard);
         self.changed.notify_all();
-        hit.map(|(_, kind)| kind)
+        hit
+    }
+
+    /// Counts a fault, after what it does to the model.
+    pub fn note_fault(&self, rule_id: u64) {
+        *self.lock().counters.faults.entry(rule_id).or_default() += 1;
+        self.changed.notify_all();
     }
 
     pub fn apply(&self, call: Call, effect: Effect) -> Result<Reply, B2Error> {
@@ -111,11 +116,9 @@ impl Shared {
         count
     }
 
-    /// Until the next `release_held`.
-    pub async fn held(&self) {
-        let mut released = self.released.subscribe();
-        // The sender lives as long as `self`.
-        let _ = released.changed().await;
+    /// For an answer that is to be held from now until the next `release_held`.
+    pub fn hold(&self) -> watch::Receiver<u64> {
+        self.released.subscribe()
     }
 
     pub fn release_held(&self) {

@@ -1,20 +1,25 @@
 //! Answers: from what the model returns to JSON in the form of each API version, and to HTTP.
 use std::collections::BTreeMap;
-use std::convert::Infallible;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::content::Content;
 use crate::error::B2Error;
-use crate::model::{ACCOUNT_ID, Action, Authorized, Bucket, Entry, Page, Part, PartsPage, Version};
+use crate::model::access::Authorized;
+use crate::model::large::{Part, PartsPage};
+use crate::model::listing::{Entry, Page};
+use crate::model::{ACCOUNT_ID, Bucket};
+use crate::names;
+use crate::version::{Action, Version};
 
 /// What a call returns, before it takes the form of an API version.
 #[derive(Debug)]
@@ -27,6 +32,8 @@ pub(crate) enum Reply {
     Parts(PartsPage),
     /// An uploaded or copied part, with the id of its large file.
     Part(Part, String),
+    Cancelled(Arc<Version>),
+    Download(Arc<Version>, Option<Range<u64>>),
 }
 
 /// How a connection ends without an answer.
@@ -38,12 +45,6 @@ pub(crate) enum Cut {
     Reset,
 }
 
-impl From<Infallible> for Cut {
-    fn from(never: Infallible) -> Self {
-        match never {}
-    }
-}
-
 impl Reply {
     /// As Backblaze bills listings: one for each thousand entries begun.
     pub fn transactions(&self) -> u64 {
@@ -53,15 +54,24 @@ impl Reply {
         }
     }
 
-    pub fn into_json(self, version: u8, endpoint: &str) -> Vec<u8> {
-        let bytes = match &self {
+    pub fn into_response(self, version: u8, endpoint: &str) -> Response<ReplyBody> {
+        let json = match &self {
+            Self::Download(file, range) => return download_response(file, range.clone()),
             Self::Json(value) => serde_json::to_vec(value),
-            Self::Authorized(authorized) => serde_json::to_vec(&authorized_json(authorized, version, endpoint)),
+            Self::Authorized(authorized) => {
+                serde_json::to_vec(&authorized_json(authorized, version, endpoint))
+            }
             Self::File(file, action) => serde_json::to_vec(&FileJson::new(file, action)),
             Self::Page(page) => serde_json::to_vec(&PageJson::new(page, version)),
             Self::Parts(page) => serde_json::to_vec(&json!({
                 "parts": page.parts.iter().map(|part| part_json(part, 1000)).collect::<Vec<_>>(),
                 "nextPartNumber": page.next_number,
+            })),
+            Self::Cancelled(file) => serde_json::to_vec(&json!({
+                "accountId": ACCOUNT_ID,
+                "bucketId": file.bucket_id,
+                "fileId": file.file_id,
+                "fileName": file.name,
             })),
             Self::Part(part, file_id) => {
                 let mut value = part_json(part, 1);
@@ -69,7 +79,7 @@ impl Reply {
                 serde_json::to_vec(&value)
             }
         };
-        bytes.expect("strings and numbers always serialize")
+        ok_json(json.expect("strings and numbers always serialize"))
     }
 }
 
@@ -90,11 +100,10 @@ fn authorized_json(authorized: &Authorized, version: u8, endpoint: &str) -> Valu
             storage["accountId"] = json!(ACCOUNT_ID);
             storage["authorizationToken"] = json!(token);
             allowed["bucketId"] = json!(bucket_id);
-            if version == 1 {
-                storage["minimumPartSize"] = json!(limits.recommended_part_size);
-            } else {
-                allowed["bucketName"] = json!(bucket_name);
-            }
+            // The documentation of v1 leaves the name out; rclone, which authorizes with v1, needs it.
+            allowed["bucketName"] = json!(bucket_name);
+            // The old name of the recommended size, by the documentation of v1.
+            storage["minimumPartSize"] = json!(limits.recommended_part_size);
             storage["allowed"] = allowed;
             return storage;
         }
@@ -240,7 +249,7 @@ impl<'a> FileJson<'a> {
 
     fn of_entry(entry: &'a Entry) -> Self {
         match entry {
-            Entry::Version(file) => Self::new(file, action_name(file.action)),
+            Entry::Version(file) => Self::new(file, file.action.name()),
             Entry::Folder(name) => Self {
                 account_id: ACCOUNT_ID,
                 action: "folder",
@@ -262,12 +271,32 @@ impl<'a> FileJson<'a> {
     }
 }
 
-pub(crate) fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::Upload => "upload",
-        Action::Hide => "hide",
-        Action::Start => "start",
+fn download_response(file: &Version, range: Option<Range<u64>>) -> Response<ReplyBody> {
+    let size = file.size();
+    let sent = range.clone().unwrap_or(0..size);
+    let mut response = Response::new(ReplyBody::from(file.content.slice(sent.clone())));
+    let mut add = |name: &str, value: &str| {
+        // Names and values were checked when the file was uploaded.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    };
+    add("Content-Type", &file.content_type);
+    add("Content-Length", &(sent.end - sent.start).to_string());
+    add("Accept-Ranges", "bytes");
+    add("X-Bz-File-Id", &file.file_id);
+    add("X-Bz-File-Name", &names::encode(&file.name));
+    // Of the whole file even on a range, in a recorded answer.
+    add("X-Bz-Content-Sha1", &file.content_sha1);
+    add("X-Bz-Upload-Timestamp", &file.upload_timestamp_ms.to_string());
+    for (key, value) in &file.info {
+        add(&format!("X-Bz-Info-{key}"), &names::encode(value));
     }
+    if range.is_some() {
+        add("Content-Range", &format!("bytes {}-{}/{size}", sent.start, sent.end - 1));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    response
 }
 
 pub(crate) fn ok_json(body: Vec<u8>) -> Response<ReplyBody> {
@@ -294,27 +323,24 @@ pub(crate) fn error_response(error: &B2Error) -> Response<ReplyBody> {
     response
 }
 
-/// Pieces of stored content in a row, perhaps with a cut at the end of them.
+/// Pieces of stored content in a row, perhaps with a reset of the connection among them.
 pub(crate) struct ReplyBody {
     pieces: std::vec::IntoIter<Bytes>,
     left: u64,
-    cut: Option<Cut>,
+    left_until_reset: Option<u64>,
     flushed: bool,
 }
 
 impl ReplyBody {
-    /// The first `bytes` of the content, then a reset.
-    pub fn cut_after(content: Content, bytes: u64) -> Self {
-        let left = content.len();
-        let kept = content.slice(0..bytes.min(left));
-        Self { pieces: kept.into_pieces().into_iter(), left, cut: Some(Cut::Reset), flushed: false }
+    pub fn reset_after(self, bytes: u64) -> Self {
+        Self { left_until_reset: Some(bytes), ..self }
     }
 }
 
 impl From<Content> for ReplyBody {
     fn from(content: Content) -> Self {
         let left = content.len();
-        Self { pieces: content.into_pieces().into_iter(), left, cut: None, flushed: false }
+        Self { pieces: content.into_pieces().into_iter(), left, left_until_reset: None, flushed: false }
     }
 }
 
@@ -329,24 +355,28 @@ impl Body for ReplyBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if let Some(piece) = self.pieces.next() {
-            self.left -= piece.len() as u64;
-            return Poll::Ready(Some(Ok(Frame::data(piece))));
-        }
-        match self.cut {
-            None => Poll::Ready(None),
-            // hyper writes out what it has when a body is not ready; after an error it does not.
-            Some(_) if !self.flushed => {
-                self.flushed = true;
-                cx.waker().wake_by_ref();
-                Poll::Pending
+        if self.left_until_reset == Some(0) {
+            if self.flushed {
+                return Poll::Ready(Some(Err(Cut::Reset)));
             }
-            Some(cut) => Poll::Ready(Some(Err(cut))),
+            // hyper writes out what it has when a body is not ready; after an error it does not.
+            self.flushed = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        let Some(mut piece) = self.pieces.next() else {
+            return Poll::Ready(self.left_until_reset.map(|_| Err(Cut::Reset)));
+        };
+        if let Some(left) = &mut self.left_until_reset {
+            piece.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= piece.len() as u64;
+        }
+        self.left -= piece.len() as u64;
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0 && self.cut.is_none()
+        self.left == 0 && self.left_until_reset.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -3,19 +3,10 @@ use std::sync::Arc;
 
 use super::{ACCOUNT_ID, Model};
 use crate::error::B2Error;
-use crate::options::Limits;
+use crate::options::{KeyRules, Limits};
 
 const ALL_CAPABILITIES: [&str; 7] =
     ["listBuckets", "writeBuckets", "listFiles", "readFiles", "writeFiles", "deleteFiles", "listKeys"];
-
-/// What a key may do; the default is everything.
-#[derive(Debug, Clone, Default)]
-pub struct KeyRules {
-    /// None: all that the emulator knows.
-    pub capabilities: Option<Vec<String>>,
-    pub bucket_name: Option<String>,
-    pub name_prefix: Option<String>,
-}
 
 #[derive(Debug)]
 pub(crate) struct Key {
@@ -44,6 +35,15 @@ pub(crate) struct Authorized {
 pub(crate) enum UploadTarget {
     Bucket(String),
     LargeFile(String),
+}
+
+impl UploadTarget {
+    /// Of the bucket or of the large file.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Bucket(id) | Self::LargeFile(id) => id,
+        }
+    }
 }
 
 pub(super) struct UploadUrl {
@@ -101,7 +101,7 @@ impl Model {
         }
     }
 
-    /// Whether the token may use `capability` on `name` (a file name or the prefix of a listing) in the bucket.
+    /// Whether the token may use `capability` in the bucket, on `name`: a file name or the prefix of a listing.
     pub(super) fn allow(
         &self,
         token: &str,
@@ -151,6 +151,14 @@ impl Model {
         match self.upload_urls.get(token) {
             Some(url) => url.key.allow("writeFiles", None, Some(name)),
             None => Err(expired()),
+        }
+    }
+
+    /// The name of the large file whose parts the URL takes.
+    pub fn large_file_name(&self, url_token: &str) -> Option<&str> {
+        match &self.upload_urls.get(url_token)?.target {
+            UploadTarget::LargeFile(file_id) => self.version(file_id).map(|version| version.name.as_str()),
+            UploadTarget::Bucket(_) => None,
         }
     }
 
@@ -254,7 +262,8 @@ mod tests {
         let token = account.model.authorize_account(&format!("{id}:{key}")).expect("a good key").token;
         let bucket = account.bucket.clone();
         let other = account.model.create_bucket("bucket-2").expect("a free name");
-        let ask = |capability, bucket, name| account.model.allow(&token, capability, bucket, Some(name)).is_ok();
+        let ask =
+            |capability, bucket, name| account.model.allow(&token, capability, bucket, Some(name)).is_ok();
         assert!(ask("writeFiles", &bucket, "mine/a"));
         assert!(!ask("deleteFiles", &bucket, "mine/a"), "capability");
         assert!(!ask("writeFiles", &other, "mine/a"), "bucket");

@@ -1,8 +1,8 @@
 //! Buckets: making, finding and listing them.
 use std::collections::BTreeMap;
 
-use super::access::check_account;
-use super::{Bucket, Model, UploadTarget};
+use super::access::{UploadTarget, check_account};
+use super::{Bucket, Model};
 use crate::error::B2Error;
 use crate::names;
 use crate::requests;
@@ -20,7 +20,11 @@ impl Model {
         Ok(id)
     }
 
-    pub fn create_bucket_as(&mut self, token: &str, asked: requests::CreateBucket) -> Result<&Bucket, B2Error> {
+    pub fn create_bucket_as(
+        &mut self,
+        token: &str,
+        asked: requests::CreateBucket,
+    ) -> Result<&Bucket, B2Error> {
         let key = self.key_of(token)?;
         check_account(&asked.account_id)?;
         if !key.capabilities.iter().any(|own| own == "writeBuckets") || key.bucket.is_some() {
@@ -44,7 +48,7 @@ impl Model {
         let named = asked.bucket_id.is_some() || asked.bucket_name.is_some();
         let found: Vec<_> = self.buckets.values().filter(wanted).collect();
         if let Some((own, _)) = &key.bucket
-            && (!named || found.iter().any(|bucket| bucket.id != *own))
+            && !(named && found.iter().map(|bucket| &bucket.id).eq([own]))
         {
             return Err(B2Error::unauthorized("The key is restricted to one bucket and must name it"));
         }
@@ -74,9 +78,10 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ACCOUNT_ID;
     use super::super::fixture::{Fixture, code};
-    use super::super::{ACCOUNT_ID, KeyRules};
     use super::*;
+    use crate::options::KeyRules;
 
     fn ask(bucket_name: Option<&str>) -> requests::ListBuckets {
         requests::ListBuckets {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DeclaredSha1, KeyRules, Model, Upload, Version};
+use super::Model;
+use super::versions::{DeclaredSha1, Upload};
 use crate::content::Content;
 use crate::error::B2Error;
-use crate::options::Limits;
+use crate::options::{KeyRules, Limits};
+use crate::version::Version;
 
 pub(crate) struct Fixture {
     pub model: Model,

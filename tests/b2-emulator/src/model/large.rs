@@ -2,12 +2,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::versions::{stored_content_type, timestamp};
-use super::{Action, Copied, DeclaredSha1, Entry, Model, Page, UploadTarget, Version};
+use super::Model;
+use super::access::UploadTarget;
+use super::listing::{Entry, Page};
+use super::versions::{Copied, DeclaredSha1, stored_content_type, timestamp};
 use crate::content::Content;
 use crate::error::B2Error;
 use crate::names;
 use crate::requests;
+use crate::version::{Action, Version};
 
 const PART_NUMBER_MAX: u32 = 10_000;
 
@@ -68,7 +71,12 @@ impl Model {
         Ok(self.add_upload_url(UploadTarget::LargeFile(file_id.into()), key))
     }
 
-    pub fn upload_part(&mut self, target: &UploadTarget, upload: PartUpload, now_ms: u64) -> Result<Part, B2Error> {
+    pub fn upload_part(
+        &mut self,
+        target: &UploadTarget,
+        upload: PartUpload,
+        now_ms: u64,
+    ) -> Result<Part, B2Error> {
         let UploadTarget::LargeFile(file_id) = target else {
             return Err(B2Error::bad_request("This upload URL takes whole files"));
         };
@@ -175,7 +183,9 @@ impl Model {
         let count = requests::count(asked.max_file_count, 100, 100)?;
         let start = asked.start_file_id.as_deref().unwrap_or_default();
         let wanted = |version: &&Arc<Version>| {
-            version.action == Action::Start && version.name.starts_with(prefix) && version.file_id.as_str() >= start
+            version.action == Action::Start
+                && version.name.starts_with(prefix)
+                && version.file_id.as_str() >= start
         };
         let bucket = self.bucket(&asked.bucket_id)?;
         let mut found: Vec<_> = bucket.all_versions().filter(wanted).cloned().collect();
@@ -191,14 +201,6 @@ impl Model {
         let version = found.ok_or_else(|| no_upload(file_id))?;
         self.allow(token, "writeFiles", &version.bucket_id, Some(&version.name))?;
         Ok(version)
-    }
-
-    /// The name of the file that an upload to `target` is part of.
-    pub fn large_file_name(&self, target: &UploadTarget) -> Option<&str> {
-        match target {
-            UploadTarget::LargeFile(file_id) => self.version(file_id).map(|version| version.name.as_str()),
-            UploadTarget::Bucket(_) => None,
-        }
     }
 }
 
@@ -225,13 +227,21 @@ mod tests {
         account.model.start_large_file(&token, asked, now).expect("a good start").file_id.clone()
     }
 
-    fn part(account: &mut Fixture, file_id: &str, number: u32, body: &'static str) -> Result<String, B2Error> {
+    fn part(
+        account: &mut Fixture,
+        file_id: &str,
+        number: u32,
+        body: &'static str,
+    ) -> Result<String, B2Error> {
         let content = Content::from(Bytes::from_static(body.as_bytes()));
         let sha1 = content.sha1();
         let declared = DeclaredSha1::Digits(sha1.clone());
         let now = account.now();
         let target = UploadTarget::LargeFile(file_id.into());
-        account.model.upload_part(&target, PartUpload { number, declared, sha1, content }, now).map(|p| p.sha1)
+        account
+            .model
+            .upload_part(&target, PartUpload { number, declared, sha1, content }, now)
+            .map(|p| p.sha1)
     }
 
     fn finish(account: &mut Fixture, file_id: &str, sha1s: &[String]) -> Result<Arc<Version>, B2Error> {

@@ -4,9 +4,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::versions::newest;
-use super::{Action, Bucket, Model, Version};
+use super::{Bucket, Model};
 use crate::error::B2Error;
 use crate::requests::{self, ListFiles};
+use crate::version::{Action, Version};
 
 const DEFAULT_COUNT: u64 = 100;
 const COUNT_MAX: u64 = 10_000;
@@ -77,7 +78,8 @@ impl Bucket {
         let start = asked.start_file_name.as_deref().unwrap_or_default().max(prefix);
         let mut page = Page::default();
         let mut from = Bound::Included(start.to_owned());
-        while let Some((name, versions)) = next_name(&self.files, &from).filter(|it| it.0.starts_with(prefix)) {
+        while let Some((name, versions)) = next_name(&self.files, &from).filter(|it| it.0.starts_with(prefix))
+        {
             from = Bound::Excluded(name.clone());
             let mut shown = shown(versions).peekable();
             if shown.peek().is_none() {
@@ -135,11 +137,11 @@ mod tests {
     }
 
     fn shown(page: &Page) -> Vec<&str> {
-        let name = |entry| match entry {
-            &Entry::Version(ref version) => version.name.as_str(),
-            Entry::Folder(folder) => folder,
-        };
-        page.entries.iter().map(name).collect()
+        let names = page.entries.iter().map(|entry| match entry {
+            Entry::Version(version) => version.name.as_str(),
+            Entry::Folder(folder) => folder.as_str(),
+        });
+        names.collect()
     }
 
     fn full() -> Fixture {
@@ -220,7 +222,8 @@ mod tests {
                             break;
                         }
                     }
-                    let all = |entries: &[Entry]| entries.iter().map(id).map(str::to_owned).collect::<Vec<_>>();
+                    let all =
+                        |entries: &[Entry]| entries.iter().map(id).map(str::to_owned).collect::<Vec<_>>();
                     assert_eq!(all(&seen), all(&whole.entries), "pages of {size}");
                 }
             }

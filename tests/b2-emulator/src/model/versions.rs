@@ -3,45 +3,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Bucket, Model, UploadTarget};
+use super::access::UploadTarget;
+use super::{Bucket, Model};
 use crate::content::Content;
 use crate::error::B2Error;
 use crate::names;
 use crate::requests;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    Upload,
-    Hide,
-    /// A large file that is not finished.
-    Start,
-}
-
-#[derive(Debug, Clone)]
-pub struct Version {
-    pub file_id: String,
-    pub bucket_id: String,
-    pub name: String,
-    pub action: Action,
-    pub content_type: String,
-    /// As B2 tells it: 40 digits, "unverified:" and 40 digits, or "none" for a large file.
-    pub content_sha1: String,
-    pub info: BTreeMap<String, String>,
-    /// Whole seconds, as in every recorded answer, unless the uploader chose it.
-    pub upload_timestamp_ms: u64,
-    pub content: Content,
-}
-
-impl Version {
-    pub fn size(&self) -> u64 {
-        self.content.len()
-    }
-
-    /// Of the bytes that are stored, whatever the uploader declared.
-    pub fn sha1(&self) -> String {
-        self.content.sha1()
-    }
-}
+use crate::version::{Action, Version};
 
 /// What an upload brings; `sha1` is what was computed from the bytes received.
 pub(crate) struct Upload {
@@ -219,7 +187,8 @@ impl Model {
                 (None | Some("COPY"), None, None) => (source.content_type.clone(), source.info.clone()),
                 (Some("REPLACE"), Some(content_type), info) => (content_type, info.unwrap_or_default()),
                 (directive, ..) => {
-                    let message = format!("contentType and fileInfo do not fit metadataDirective {directive:?}");
+                    let message =
+                        format!("contentType and fileInfo do not fit metadataDirective {directive:?}");
                     return Err(B2Error::bad_request(message));
                 }
             };
@@ -328,7 +297,9 @@ pub(super) fn stored_content_type(sent: String) -> String {
 
 pub(super) fn timestamp(custom_ms: Option<u64>, now_ms: u64) -> Result<u64, B2Error> {
     match custom_ms {
-        Some(custom_ms) if custom_ms > now_ms => Err(B2Error::bad_request("Upload timestamp is in the future")),
+        Some(custom_ms) if custom_ms > now_ms => {
+            Err(B2Error::bad_request("Upload timestamp is in the future"))
+        }
         Some(custom_ms) => Ok(custom_ms),
         None => Ok(now_ms / 1000 * 1000),
     }
@@ -439,7 +410,10 @@ mod tests {
         let part = copy(&mut account, copy_request(&source, Some("bytes=2-4"))).expect("a copy");
         assert_eq!(part.content.to_bytes(), "234");
         assert_eq!(part.content_sha1, part.sha1());
-        assert_eq!(code(copy(&mut account, copy_request(&source, Some("bytes=10-")))), "range_not_satisfiable");
+        assert_eq!(
+            code(copy(&mut account, copy_request(&source, Some("bytes=10-")))),
+            "range_not_satisfiable"
+        );
     }
 
     #[test]
