@@ -207,7 +207,6 @@ path = "/mnt/disk2/space"
                 "line 20, column 10: there is no root named `spaec`",
             ),
             ("name = \"disk2\"", "name = \"b2\"", "line 18, column 8: the leg `b2` is named twice"),
-            ("path = \"/mnt/disk2/space\"", "path = \"/space/mirror\"", "lies inside the root `space`"),
             (
                 "path = \"/mnt/disk2/space\"",
                 "bucket = \"x\"",

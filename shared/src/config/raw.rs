@@ -168,7 +168,7 @@ fn build_leg(mut raw: RawLeg, roots: &[Root]) -> Result<Leg, Finding> {
     let guard = build_guard(&raw.guard)?;
     let kind = match raw.kind.get_ref() {
         Kind::B2 => LegKind::B2(build_b2(&mut raw)?),
-        Kind::Dir => LegKind::Dir(build_dir(&mut raw, roots)?),
+        Kind::Dir => LegKind::Dir(build_dir(&mut raw)?),
     };
     Ok(Leg {
         name: raw.name.into_inner(),
@@ -248,7 +248,7 @@ fn build_b2(raw: &mut RawLeg) -> Result<B2Leg, Finding> {
     Ok(B2Leg { bucket: bucket.into_inner(), prefix, endpoint, key_files })
 }
 
-fn build_dir(raw: &mut RawLeg, roots: &[Root]) -> Result<DirLeg, Finding> {
+fn build_dir(raw: &mut RawLeg) -> Result<DirLeg, Finding> {
     refuse(&raw.bucket, "bucket", Kind::Dir)?;
     refuse(&raw.prefix, "prefix", Kind::Dir)?;
     refuse(&raw.endpoint, "endpoint", Kind::Dir)?;
@@ -257,14 +257,6 @@ fn build_dir(raw: &mut RawLeg, roots: &[Root]) -> Result<DirLeg, Finding> {
     let Some(path) = raw.path.take() else {
         return Err(at(&raw.kind, "a leg of kind `dir` needs `path`"));
     };
-    if let Some(root) = roots.iter().find(|r| path.get_ref().0.starts_with(&r.path)) {
-        let message = format!(
-            "`{}` lies inside the root `{}`: the mirror would feed itself",
-            path.get_ref().0.display(),
-            root.name
-        );
-        return Err(at(&path, message));
-    }
     let trash_days = raw.trash_days.take().map_or(DEFAULT_TRASH_DAYS, Spanned::into_inner);
     Ok(DirLeg { path: path.into_inner().0, trash_days })
 }

@@ -39,7 +39,7 @@ impl Class {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeferredKey {
     pub root: RootId,
     pub path: RelPath,
@@ -56,6 +56,14 @@ pub struct Deferred {
     pub not_before_ns: i64,
     pub class: Class,
     pub last_error: String,
+}
+
+/// What a leg owes of one class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeferredSum {
+    pub class: Class,
+    pub count: u64,
+    pub oldest_ns: i64,
 }
 
 /// A row to write; where one stands already they are merged: the newer seq, both masks, the older age.
@@ -97,6 +105,18 @@ impl Journal {
         self.select_deferred(sql, params![leg, limit])
     }
 
+    /// How much is owed, by class.
+    pub fn deferred_by_class(&self, leg: &str) -> Result<Vec<DeferredSum>, DatabaseError> {
+        let fail = self.fail("count deferred rows");
+        let sql = "SELECT class, count(*), min(since_ns) FROM deferred WHERE leg = ?1 GROUP BY class ORDER BY class";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok(DeferredSum { class: r.get(0)?, count: r.get(1)?, oldest_ns: r.get(2)? })
+        };
+        let rows = statement.query_map([leg], read).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
     pub fn deferred_count(&self, leg: &str) -> Result<u64, DatabaseError> {
         self.conn
             .query_row("SELECT count(*) FROM deferred WHERE leg = ?1", [leg], |r| r.get(0))
@@ -124,6 +144,17 @@ impl Journal {
                     statement.execute(params![leg, key.root.0, key.path.as_bytes(), key.scope, seq])?;
             }
             Ok(removed)
+        })
+    }
+
+    /// What these rows waited for has happened: they are due now.
+    pub fn wake_deferred(&mut self, leg: &str, class: Class) -> Result<(), DatabaseError> {
+        self.write("wake deferred rows", |tx| {
+            tx.execute(
+                "UPDATE deferred SET not_before_ns = 0 WHERE leg = ?1 AND class = ?2",
+                params![leg, class],
+            )?;
+            Ok(())
         })
     }
 

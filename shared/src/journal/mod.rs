@@ -8,6 +8,8 @@ mod deferred;
 mod leg;
 mod root;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -19,8 +21,8 @@ use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt};
-pub use coalesce::Coalesce;
-pub use deferred::{Class, Deferred, DeferredKey, NewDeferred};
+pub use coalesce::{Coalesce, key};
+pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg};
 pub use root::{RootRow, RootState};
 
@@ -123,6 +125,15 @@ impl Journal {
             .map_err(self.fail("count entries"))
     }
 
+    /// How many entries lie above `after` up to `upto`.
+    pub fn count_between(&self, after: u64, upto: u64) -> Result<u64, DatabaseError> {
+        self.conn
+            .query_row("SELECT count(*) FROM entry WHERE seq > ?1 AND seq <= ?2", params![after, upto], |r| {
+                r.get(0)
+            })
+            .map_err(self.fail("count entries"))
+    }
+
     /// Entries of a root above a cursor: (rows, of which gaps).
     pub fn pending(&self, root: RootId, after: u64) -> Result<(u64, u64), DatabaseError> {
         let sql =
@@ -130,6 +141,12 @@ impl Journal {
         self.conn
             .query_row(sql, params![root.0, after], |r| Ok((r.get(0)?, r.get(1)?)))
             .map_err(self.fail("count pending entries"))
+    }
+
+    /// A consistent copy in a new file.
+    pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
+        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
+        Ok(())
     }
 
     /// A line for people; the oldest go when there are too many.
@@ -161,7 +178,9 @@ impl Journal {
             .prepare("SELECT at_ns, kind, root, text FROM history ORDER BY id DESC LIMIT ?1")
             .map_err(&fail)?;
         let rows = statement
-            .query_map([limit], |r| Ok(HistoryRow { at_ns: r.get(0)?, kind: r.get(1)?, root: r.get(2)?, text: r.get(3)? }))
+            .query_map([limit], |r| {
+                Ok(HistoryRow { at_ns: r.get(0)?, kind: r.get(1)?, root: r.get(2)?, text: r.get(3)? })
+            })
             .map_err(&fail)?;
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }

@@ -1,0 +1,220 @@
+//! The journal as its users see it: what is committed, claimed, read, acked, owed and pruned.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::Config;
+
+struct World {
+    _dir: TempDir,
+    journal: Journal,
+    set: Coalesce,
+    root: RootId,
+}
+
+const CONFIG: &str = "state_dir = \"/tmp\"\n[[root]]\nname = \"space\"\npath = \"/space\"\n";
+
+fn roots(text: &str) -> Vec<crate::config::Root> {
+    Config::parse(Path::new("t.toml"), text).unwrap().roots
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
+    let root = journal.put_roots(&roots(CONFIG), 1).unwrap()[0].id;
+    World { _dir: dir, journal, set: Coalesce::default(), root }
+}
+
+fn path(text: &str) -> RelPath {
+    RelPath::parse(text.as_bytes()).unwrap()
+}
+
+impl World {
+    fn changed(&mut self, name: &str, mask: Mask, at_ns: i64) -> Appended {
+        let change = Change {
+            root: self.root,
+            path: path(name),
+            handle: None,
+            scope: Scope::SelfOnly,
+            cause: Cause::Event,
+            mask,
+        };
+        let commit = Commit { changes: vec![change], ..Commit::default() };
+        self.journal.append(&mut self.set, &commit, at_ns).unwrap()
+    }
+
+    fn attach(&mut self, leg: &str) -> Attached {
+        let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0 };
+        self.journal.attach_leg(leg, &facts, &[self.root], 5).unwrap()
+    }
+
+    fn rows(&self) -> Vec<(u64, String, Mask)> {
+        let rows = self.journal.read(0, u64::MAX >> 1, 100).unwrap();
+        rows.into_iter().filter(|e| !e.cause.is_gap()).map(|e| (e.seq, e.path.to_string(), e.mask)).collect()
+    }
+}
+
+#[test]
+fn a_new_root_begins_with_a_gap_and_a_known_one_does_not() {
+    let mut w = world();
+    let gaps =
+        |w: &World| w.journal.read(0, 100, 100).unwrap().iter().filter(|e| e.cause == Cause::Rules).count();
+    assert_eq!(gaps(&w), 1);
+    w.journal.put_roots(&roots(CONFIG), 2).unwrap();
+    assert_eq!(gaps(&w), 1);
+    let stricter = format!("{CONFIG}exclude = [\"*.tmp\"]\n");
+    let epoch = w.journal.put_roots(&roots(&stricter), 3).unwrap()[0].epoch;
+    assert_eq!((gaps(&w), epoch), (2, 2), "changed rules are a gap in the same transaction");
+}
+
+#[test]
+fn a_file_written_all_day_is_one_row_that_keeps_the_age_of_its_first_event() {
+    let mut w = world();
+    w.attach("b2");
+    for at in 0..100 {
+        w.changed("f", Mask::MODIFY, 1_000 + at);
+    }
+    w.changed("f", Mask::ATTRIB, 2_000);
+    let rows = w.journal.read(0, 1_000, 10).unwrap();
+    let of_f: Vec<_> = rows.iter().filter(|e| e.path == path("f")).collect();
+    assert_eq!(of_f.len(), 1);
+    assert_eq!((of_f[0].mask, of_f[0].at_ns), (Mask::MODIFY | Mask::ATTRIB, 1_000));
+}
+
+#[test]
+fn a_change_after_a_claim_gets_a_row_above_it() {
+    let mut w = world();
+    w.attach("b2");
+    w.changed("f", Mask::MODIFY, 1);
+    let head = w.journal.claim("b2").unwrap();
+    assert_eq!(w.changed("f", Mask::MODIFY, 2).rows, 1);
+    w.journal.ack("b2", head, &[], 3).unwrap();
+    let left = w.journal.read(head, 1_000, 10).unwrap();
+    assert_eq!(left.len(), 1, "what happened after the claim is still to be read");
+}
+
+#[test]
+fn a_commit_that_fails_leaves_nothing_behind_and_covers_nothing() {
+    let mut w = world();
+    w.attach("b2");
+    w.journal.conn.execute_batch("PRAGMA query_only = 1").unwrap();
+    let change = Change::gap(w.root, Cause::Overflow);
+    let commit = Commit { changes: vec![change.clone()], ..Commit::default() };
+    assert!(w.journal.append(&mut w.set, &commit, 1).is_err());
+    w.journal.conn.execute_batch("PRAGMA query_only = 0").unwrap();
+    assert_eq!(w.journal.append(&mut w.set, &commit, 2).unwrap().rows, 1);
+}
+
+#[test]
+fn pruning_waits_for_the_slowest_configured_leg_and_seqs_are_never_given_twice() {
+    let mut w = world();
+    w.attach("b2");
+    w.attach("nas");
+    w.attach("forgotten");
+    w.changed("f", Mask::MODIFY, 1);
+    let head = w.journal.claim("b2").unwrap();
+    w.journal.ack("b2", head, &[], 2).unwrap();
+    let legs = ["b2".to_string(), "nas".to_string(), "never-ran".to_string()];
+    w.journal.prune(&legs).unwrap();
+    assert_eq!(w.rows().len(), 1, "nas has not read it");
+    w.journal.ack("nas", head, &[], 3).unwrap();
+    w.journal.prune(&legs).unwrap();
+    assert_eq!(w.rows(), []);
+    assert_eq!(w.journal.head_and_floor().unwrap(), (head, head));
+    assert_eq!(w.changed("f", Mask::MODIFY, 4).head, head + 1);
+}
+
+#[test]
+fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_not() {
+    let mut w = world();
+    assert!(w.attach("b2").full_pass.is_some());
+    let due = w.journal.deferred_due("b2", 10, 10).unwrap();
+    assert_eq!((due.len(), due[0].key.scope), (1, Scope::Full));
+    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    let acked = w.journal.leg("b2").unwrap().unwrap().acked;
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    assert_eq!(w.journal.attach_leg("b2", &facts, &[w.root], 5).unwrap().full_pass, None);
+    w.changed("f", Mask::MODIFY, 1);
+    let head = w.journal.claim("other").unwrap();
+    w.journal.ack("other", head, &[], 2).unwrap();
+    w.attach("other");
+    w.journal.prune(&["other".into()]).unwrap();
+    let back = w.journal.attach_leg("b2", &facts, &[w.root], 6).unwrap();
+    assert_eq!(back.full_pass, Some("entries that this leg had not read were pruned"));
+}
+
+fn owed(root: RootId, name: &str, seq: u64, since_ns: i64) -> NewDeferred {
+    NewDeferred {
+        root,
+        path: path(name),
+        scope: Scope::SelfOnly,
+        seq,
+        mask: Mask::MODIFY,
+        since_ns,
+        attempts: 1,
+        not_before_ns: 100,
+        class: Class::Busy,
+        last_error: "busy".into(),
+    }
+}
+
+#[test]
+fn a_renewed_row_survives_its_own_settlement() {
+    let mut w = world();
+    w.attach("b2");
+    w.journal.defer("b2", &[owed(w.root, "f", 5, 50)]).unwrap();
+    let read = w.journal.deferred("b2", 10).unwrap().into_iter().find(|d| d.key.path == path("f")).unwrap();
+    w.journal.defer("b2", &[NewDeferred { mask: Mask::ATTRIB, ..owed(w.root, "f", 9, 70) }]).unwrap();
+    assert_eq!(w.journal.settle_deferred("b2", &[(read.key.clone(), read.seq)]).unwrap(), 0);
+    let now = w.journal.deferred("b2", 10).unwrap().into_iter().find(|d| d.key.path == path("f")).unwrap();
+    assert_eq!((now.seq, now.since_ns, now.attempts), (9, 50, 2));
+    assert_eq!(now.mask, Mask::MODIFY | Mask::ATTRIB);
+    assert_eq!(w.journal.settle_deferred("b2", &[(now.key.clone(), now.seq)]).unwrap(), 1);
+}
+
+#[test]
+fn a_row_stamped_far_in_the_future_is_due_now() {
+    let mut w = world();
+    w.attach("b2");
+    let ten_years = 10 * 365 * 24 * 3600 * 1_000_000_000i64;
+    w.journal.defer("b2", &[NewDeferred { not_before_ns: ten_years, ..owed(w.root, "f", 5, 50) }]).unwrap();
+    w.journal
+        .defer("b2", &[NewDeferred { not_before_ns: 5_000_000_000, ..owed(w.root, "g", 5, 50) }])
+        .unwrap();
+    let due: Vec<_> =
+        w.journal.deferred_due("b2", 1_000, 10).unwrap().into_iter().map(|d| d.key.path).collect();
+    assert!(due.contains(&path("f")) && !due.contains(&path("g")), "{due:?}");
+}
+
+#[test]
+fn doubts_stand_and_go_with_their_batch() {
+    let mut w = world();
+    let handle = Handle { kind: 1, bytes: vec![9; 8] };
+    let doubt = Doubt { fs: "ext4 x".into(), handle: handle.clone(), epoch: 3 };
+    let commit = Commit { doubts: vec![doubt.clone()], ..Commit::default() };
+    w.journal.append(&mut w.set, &commit, 1).unwrap();
+    assert_eq!(w.journal.doubts("ext4 x").unwrap(), [doubt]);
+    let commit = Commit { settled: vec![("ext4 x".into(), handle)], ..Commit::default() };
+    w.journal.append(&mut w.set, &commit, 2).unwrap();
+    assert_eq!(w.journal.doubts("ext4 x").unwrap(), []);
+}
+
+#[test]
+fn every_kind_of_name_survives_the_journal() {
+    let mut w = world();
+    w.attach("b2");
+    let names: [&[u8]; 5] = [b"new\nline", b"bad\xff", b"# comment", b" space ", b"back\\slash"];
+    for name in names {
+        let change = Change {
+            path: RelPath::parse(name).unwrap(),
+            scope: Scope::SelfOnly,
+            ..Change::gap(w.root, Cause::Event)
+        };
+        let commit = Commit { changes: vec![change], ..Commit::default() };
+        w.journal.append(&mut w.set, &commit, 1).unwrap();
+    }
+    let read: Vec<_> = w.journal.read(0, 100, 100).unwrap().into_iter().map(|e| e.path).collect();
+    for name in names {
+        assert!(read.iter().any(|p| p.as_bytes() == name));
+    }
+}
