@@ -26,6 +26,8 @@ pub struct Holds {
     pub attributes: bool,
     /// Several names of one inode.
     pub hard_links: bool,
+    /// Objects say who wrote them.
+    pub writers: bool,
     /// Times to the nanosecond; else to the millisecond, rounded down.
     pub nanoseconds: bool,
 }
@@ -49,11 +51,15 @@ pub struct Put {
 pub enum What {
     File(Body),
     Dir,
-    Symlink { target: Vec<u8> },
+    Symlink {
+        target: Vec<u8>,
+    },
     /// Device, FIFO or socket: all that matters is in the stat.
     Special,
     /// Another name of the object at `to`, which is there already.
-    HardLink { to: RelPath },
+    HardLink {
+        to: RelPath,
+    },
     /// Only mode, owner, times and extended attributes; the object stands.
     Attributes,
 }
@@ -138,7 +144,12 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub fn new(op: &'static str, object: impl fmt::Display, problem: Problem, message: impl fmt::Display) -> Self {
+    pub fn new(
+        op: &'static str,
+        object: impl fmt::Display,
+        problem: Problem,
+        message: impl fmt::Display,
+    ) -> Self {
         StoreError {
             op,
             object: object.to_string(),
@@ -164,6 +175,10 @@ pub trait Store: Send + Sync {
     fn holds(&self) -> Holds;
     /// Once, before anything else: rights, free space, that the place is the one meant.
     async fn begin(&self) -> Result<(), StoreError>;
+    /// Instead of `begin`, where nothing will be written: `list` and `newest` work after it.
+    async fn begin_reading(&self) -> Result<(), StoreError> {
+        self.begin().await
+    }
     async fn put(&self, put: Put) -> Result<Receipt, StoreError>;
     /// What is gone already is success.
     async fn remove(&self, remove: Remove) -> Result<(), StoreError>;

@@ -1,6 +1,10 @@
 //! The local side: what a leg asks of a tracked tree. `proven` is the real one, over openat2(2).
 
+pub(crate) mod beneath;
 pub mod proven;
+mod sys;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fmt;
 use std::io;
@@ -47,7 +51,9 @@ pub enum Look {
     Found(Stat),
     /// Witnessed: walking one component at a time from the proven root, the kernel said ENOENT for `at` on its
     /// pinned parent, or `at` is no directory while the path goes on. Everything at and below `at` is gone.
-    Gone { at: RelPath },
+    Gone {
+        at: RelPath,
+    },
     /// Anything else: nothing may be concluded.
     Unknown(String),
 }
@@ -63,13 +69,16 @@ pub struct TreeError {
 /// Extended attributes, sorted by name; ACLs are among them as the kernel stores them.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// The names in a directory, each with its stat or why there is none.
+pub type Names = Vec<(Vec<u8>, io::Result<Stat>)>;
+
 /// A root whose disk was proven. All calls block; directory fds are kept for speed until `release`.
 pub trait Tree: Send + Sync {
     /// Looks at one path. A `Gone` is always witnessed anew, never from a remembered directory.
     fn look(&self, path: &RelPath) -> Look;
     /// The names in a directory with what stands there, in no order; a name whose stat fails comes with its error.
     /// Names that are mount points or other subvolumes come as errors too: they are not ours to mirror.
-    fn list(&self, dir: &RelPath) -> Result<Vec<(Vec<u8>, io::Result<Stat>)>, TreeError>;
+    fn list(&self, dir: &RelPath) -> Result<Names, TreeError>;
     /// Opens a regular file for reading.
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError>;
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError>;

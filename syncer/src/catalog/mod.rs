@@ -1,0 +1,138 @@
+//! The catalog of one leg: what the destination holds for each path, and the local state it was made from.
+
+mod intents;
+mod rows;
+mod schema;
+mod staging;
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use shared::database::{self, DatabaseError, Mode};
+use shared::identity::Identity;
+use shared::journal::{CatalogFacts, JournalId};
+use shared::path::RelPath;
+
+pub use intents::{Intent, NewIntent};
+pub use rows::{Change, Key, Origin, Row, RowState, Totals};
+pub use staging::Reconciled;
+
+/// Number of a root in this catalog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CatalogRoot(pub i64);
+
+/// An open catalog, used by one run at a time.
+#[derive(Debug)]
+pub struct Catalog {
+    conn: Connection,
+    path: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(
+        "The root `{root}` of this leg lies under the prefix `{stored}` at the destination, the configuration says `{wanted}`. A prefix is fixed once the catalog exists: change it back, or give the leg another name"
+    )]
+    PrefixChanged { root: String, stored: RelPath, wanted: RelPath },
+}
+
+impl Catalog {
+    /// Opens the catalog, made if it is missing.
+    pub fn open(path: &Path) -> Result<Catalog, DatabaseError> {
+        let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
+        let fail = |e| DatabaseError::new(path, "name the catalog", e);
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+        let id: [u8; 16] = rand::random();
+        tx.execute(
+            "INSERT OR IGNORE INTO meta(one, catalog_id, acked, revision, recorded) VALUES (1, ?1, 0, 0, 0)",
+            params![id],
+        )
+        .map_err(fail)?;
+        tx.commit().map_err(fail)?;
+        conn.set_prepared_statement_cache_capacity(64);
+        Ok(Catalog { conn, path: path.to_owned() })
+    }
+
+    /// What the journal compares at the start of a run.
+    pub fn facts(&self) -> Result<CatalogFacts, DatabaseError> {
+        let read = |r: &rusqlite::Row<'_>| {
+            let journal: Option<[u8; 16]> = r.get(1)?;
+            Ok(CatalogFacts { catalog_id: r.get(0)?, journal_id: journal.map(JournalId), acked: r.get(2)? })
+        };
+        self.conn
+            .query_row("SELECT catalog_id, journal_id, acked FROM meta", [], read)
+            .map_err(self.fail("read the catalog's facts"))
+    }
+
+    /// The catalog's own copy of the cursor; written before the journal's ack.
+    pub fn set_cursor(&mut self, journal: JournalId, acked: u64) -> Result<(), DatabaseError> {
+        self.write("store the cursor", |tx| {
+            tx.execute("UPDATE meta SET journal_id = ?1, acked = ?2", params![journal.0, acked])?;
+            Ok(())
+        })
+    }
+
+    /// The identity a root was built from, if it is known here.
+    pub fn root_identity(&self, name: &str) -> Result<Option<Identity>, DatabaseError> {
+        let text: Option<String> = self
+            .conn
+            .query_row("SELECT identity FROM root WHERE name = ?1", [name], |r| r.get(0))
+            .optional()
+            .map_err(self.fail("read a root's identity"))?;
+        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
+    }
+
+    /// Stores a root at its first run; later the prefix must be the same, and the identity stays.
+    pub fn put_root(
+        &mut self,
+        name: &str,
+        prefix: &RelPath,
+        identity: &Identity,
+    ) -> Result<CatalogRoot, CatalogError> {
+        let identity = serde_json::to_string(identity).unwrap_or_default();
+        let (id, stored) = self.write("store a root", |tx| {
+            tx.execute(
+                "INSERT OR IGNORE INTO root(name, prefix, identity) VALUES (?1, ?2, ?3)",
+                params![name, prefix.as_bytes(), identity],
+            )?;
+            tx.query_row("SELECT id, prefix FROM root WHERE name = ?1", [name], |r| {
+                Ok((CatalogRoot(r.get(0)?), r.get::<_, Vec<u8>>(1)?))
+            })
+        })?;
+        if stored != prefix.as_bytes() {
+            let stored = RelPath::parse(&stored).unwrap_or_default();
+            return Err(CatalogError::PrefixChanged {
+                root: name.to_owned(),
+                stored,
+                wanted: prefix.clone(),
+            });
+        }
+        Ok(id)
+    }
+
+    /// A consistent copy in a new file.
+    pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
+        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
+        Ok(())
+    }
+
+    fn write<T>(
+        &mut self,
+        op: &'static str,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, DatabaseError> {
+        let run = |conn: &mut Connection| -> rusqlite::Result<T> {
+            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let out = work(&tx)?;
+            tx.commit()?;
+            Ok(out)
+        };
+        run(&mut self.conn).map_err(|e| DatabaseError::new(&self.path, op, e))
+    }
+
+    fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {
+        move |e| DatabaseError::new(&self.path, op, e)
+    }
+}

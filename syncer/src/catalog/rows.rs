@@ -1,0 +1,396 @@
+//! Rows: one per path, read by key or as a sorted range, changed in one transaction per batch.
+
+use rusqlite::{OptionalExtension as _, Transaction, params};
+use shared::database::DatabaseError;
+use shared::entry::{Handle, stored_enum};
+use shared::path::RelPath;
+
+use super::{Catalog, CatalogRoot};
+use crate::leg::Sha1;
+use crate::tree::{Kind, Stat};
+
+stored_enum! {
+    /// Where a row's knowledge comes from.
+    Origin {
+        /// We made the object from the local state in the row.
+        Made = 0 => "made",
+        /// A listing named it, and it is ours: only size, time and hash are known.
+        ListedOurs = 1 => "listed-ours",
+        /// A listing named it, and it is somebody else's.
+        ListedForeign = 2 => "listed-foreign",
+    }
+}
+
+stored_enum! {
+    RowState {
+        Present = 0 => "present",
+        /// Witnessed gone; the object stands until the guard releases it.
+        Absent = 1 => "absent",
+        /// The local file differs from an object that may not be replaced.
+        Held = 2 => "held",
+    }
+}
+
+/// The sort key of a path: a directory's ends in `/`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(pub Vec<u8>);
+
+impl Key {
+    pub fn new(path: &RelPath, kind: Kind) -> Key {
+        Key(if kind.is_dir() { path.dir_key() } else { path.as_bytes().to_vec() })
+    }
+
+    pub fn path(&self) -> RelPath {
+        let bytes = self.0.strip_suffix(b"/").unwrap_or(&self.0);
+        RelPath::parse(bytes).expect("only keys made of paths are stored")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    pub stat: Stat,
+    pub handle: Option<Handle>,
+    pub sha1: Option<Sha1>,
+    /// Empty: the leg holds no object for this kind.
+    pub object: String,
+    pub origin: Origin,
+    /// The content was read, or adopted, while its times were old enough for an equal stat to prove sameness.
+    pub settled: bool,
+    /// The content is a mixture: it kept changing while it was read.
+    pub fuzzy: bool,
+    pub state: RowState,
+    pub state_since_ns: i64,
+    pub state_run: u64,
+    pub revision: u64,
+}
+
+impl Row {
+    pub fn has_object(&self) -> bool {
+        !self.object.is_empty()
+    }
+}
+
+/// One change of a batch.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// The row as it is now. Its `revision` is given by the catalog.
+    Put {
+        root: CatalogRoot,
+        key: Key,
+        row: Row,
+    },
+    Remove {
+        root: CatalogRoot,
+        key: Key,
+    },
+    State {
+        root: CatalogRoot,
+        key: Key,
+        state: RowState,
+        now_ns: i64,
+        run: u64,
+    },
+}
+
+/// Sums over the rows of a root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Totals {
+    pub rows: u64,
+    pub objects: u64,
+    /// Regular files among them.
+    pub files: u64,
+    pub bytes: u64,
+    pub absent: u64,
+    pub absent_files: u64,
+    pub absent_bytes: u64,
+    pub held: u64,
+    /// Rows that the leg cannot hold as objects, directories left out.
+    pub unheld: u64,
+}
+
+const COLUMNS: &str =
+    "key, kind, size, mtime_ns, ctime_ns, btime_ns, ino, mode, uid, gid, nlink, rdev, handle, sha1,
+     object, origin, settled, fuzzy, state, state_since_ns, state_run, revision";
+
+impl Catalog {
+    pub fn get(&self, root: CatalogRoot, key: &Key) -> Result<Option<Row>, DatabaseError> {
+        let fail = self.fail("read a row");
+        let sql = format!("SELECT {COLUMNS} FROM row WHERE root = ?1 AND key = ?2");
+        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
+        statement
+            .query_row(params![root.0, key.0], read_row)
+            .optional()
+            .map(|r| r.map(|(_, row)| row))
+            .map_err(&fail)
+    }
+
+    /// Rows from `from` on (included), up to `end` (left out), in key order, at most `limit`.
+    pub fn range(
+        &self,
+        root: CatalogRoot,
+        from: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Row)>, DatabaseError> {
+        let fail = self.fail("read rows");
+        let sql = format!(
+            "SELECT {COLUMNS} FROM row WHERE root = ?1 AND key >= ?2 AND (?3 IS NULL OR key < ?3) ORDER BY key LIMIT ?4"
+        );
+        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
+        let rows = statement.query_map(params![root.0, from, end, limit], read_row).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// Absent rows below a key (all, for `None`), in falling key order: what a directory holds before the directory.
+    pub fn absent_before(
+        &self,
+        root: CatalogRoot,
+        before: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<(Key, Row)>, DatabaseError> {
+        let fail = self.fail("read absent rows");
+        // The literal lets SQLite see that the partial index serves.
+        let sql = format!(
+            "SELECT {COLUMNS} FROM row WHERE root = ?1 AND state = 1 AND (?2 IS NULL OR key < ?2)
+             ORDER BY key DESC LIMIT ?3"
+        );
+        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
+        let rows =
+            statement.query_map(params![root.0, before.map(|k| &k.0), limit], read_row).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// The catalogued names of a file handle.
+    pub fn names_of_handle(&self, root: CatalogRoot, handle: &Handle) -> Result<Vec<Key>, DatabaseError> {
+        let fail = self.fail("read the names of a handle");
+        let sql = "SELECT key FROM row WHERE root = ?1 AND handle = ?2
+             UNION SELECT key FROM intent WHERE root = ?1 AND handle = ?2 ORDER BY 1";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let rows =
+            statement.query_map(params![root.0, handle.to_blob()], |r| Ok(Key(r.get(0)?))).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// The key of an object that stands where one of this kind at this path cannot be made: a non-directory at
+    /// an ancestor's name, a directory or what is below one at the name itself, or the other way round.
+    pub fn in_the_way(
+        &self,
+        root: CatalogRoot,
+        path: &RelPath,
+        kind: Kind,
+    ) -> Result<Option<Key>, DatabaseError> {
+        if path.is_root() {
+            return Ok(None);
+        }
+        let mut ancestor = path.parent();
+        while let Some(dir) = ancestor.filter(|d| !d.is_root()) {
+            if self.has_object(root, dir.as_bytes())? {
+                return Ok(Some(Key(dir.as_bytes().to_vec())));
+            }
+            ancestor = dir.parent();
+        }
+        if kind.is_dir() {
+            return Ok(self.has_object(root, path.as_bytes())?.then(|| Key(path.as_bytes().to_vec())));
+        }
+        let fail = self.fail("look for what is in the way");
+        let sql = "SELECT key FROM row WHERE root = ?1 AND key >= ?2 AND key < ?3 AND object <> '' LIMIT 1";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let below = params![root.0, path.dir_key(), path.dir_key_end()];
+        statement.query_row(below, |r| Ok(Key(r.get(0)?))).optional().map_err(&fail)
+    }
+
+    fn has_object(&self, root: CatalogRoot, key: &[u8]) -> Result<bool, DatabaseError> {
+        let fail = self.fail("look for an object");
+        let sql = "SELECT 1 FROM row WHERE root = ?1 AND key = ?2 AND object <> ''";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        statement.exists(params![root.0, key]).map_err(&fail)
+    }
+
+    /// All changes of a batch, the intents they fulfil, and the revision they raise, in one transaction.
+    pub fn apply(
+        &mut self,
+        changes: &[Change],
+        fulfilled: &[(CatalogRoot, Key)],
+    ) -> Result<(), DatabaseError> {
+        self.write("store a batch", |tx| {
+            let mut revision: u64 = tx.query_row("SELECT revision FROM meta", [], |r| r.get(0))?;
+            for change in changes {
+                revision += 1;
+                apply_one(tx, change, revision)?;
+            }
+            let mut done = tx.prepare_cached("DELETE FROM intent WHERE root = ?1 AND key = ?2")?;
+            for (root, key) in fulfilled {
+                done.execute(params![root.0, key.0])?;
+            }
+            tx.execute("UPDATE meta SET revision = ?1", [revision])?;
+            Ok(())
+        })
+    }
+
+    /// Over all roots.
+    pub fn all_totals(&self) -> Result<Totals, DatabaseError> {
+        self.sum("1 = 1", 0)
+    }
+
+    pub fn totals(&self, root: CatalogRoot) -> Result<Totals, DatabaseError> {
+        self.sum("root = ?1", root.0)
+    }
+
+    fn sum(&self, which: &str, root: i64) -> Result<Totals, DatabaseError> {
+        let sql = format!(
+            "SELECT count(*), coalesce(sum(object <> ''), 0), coalesce(sum(object <> '' AND kind = 0), 0),
+                coalesce(sum(iif(object <> '' AND kind = 0, size, 0)), 0), coalesce(sum(state = 1 AND object <> ''), 0),
+                coalesce(sum(state = 1 AND object <> '' AND kind = 0), 0),
+                coalesce(sum(iif(state = 1 AND object <> '' AND kind = 0, size, 0)), 0),
+                coalesce(sum(state = 2), 0), coalesce(sum(object = '' AND kind <> 1), 0)
+             FROM row WHERE {which} AND ?1 = ?1"
+        );
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok(Totals {
+                rows: r.get(0)?,
+                objects: r.get(1)?,
+                files: r.get(2)?,
+                bytes: r.get(3)?,
+                absent: r.get(4)?,
+                absent_files: r.get(5)?,
+                absent_bytes: r.get(6)?,
+                held: r.get(7)?,
+                unheld: r.get(8)?,
+            })
+        };
+        self.conn.query_row(&sql, [root], read).map_err(self.fail("count rows"))
+    }
+
+    /// True if no row waits for the guard: asked by every run, so it must not count all rows.
+    pub fn nothing_absent(&self) -> Result<bool, DatabaseError> {
+        let absent: bool = self
+            .conn
+            .query_row("SELECT EXISTS(SELECT 1 FROM row WHERE state = 1)", [], |r| r.get(0))
+            .map_err(self.fail("look for absent rows"))?;
+        Ok(!absent)
+    }
+
+    pub fn held_count(&self) -> Result<u64, DatabaseError> {
+        self.conn
+            .query_row("SELECT count(*) FROM row WHERE state = 2", [], |r| r.get(0))
+            .map_err(self.fail("count held rows"))
+    }
+
+    /// What was released without approval since a time: (count, bytes). A release stamped in the future counts.
+    pub fn released_since(&self, since_ns: i64) -> Result<(u64, u64), DatabaseError> {
+        let sql = "SELECT coalesce(sum(count), 0), coalesce(sum(bytes), 0) FROM release WHERE approved = 0 AND at_ns >= ?1";
+        self.conn
+            .query_row(sql, [since_ns], |r| Ok((r.get(0)?, r.get(1)?)))
+            .map_err(self.fail("read the releases"))
+    }
+
+    /// Remembers that the guard released so much; what no window reaches any more goes.
+    pub fn add_release(
+        &mut self,
+        at_ns: i64,
+        run: u64,
+        count: u64,
+        bytes: u64,
+        oldest_ns: i64,
+    ) -> Result<(), DatabaseError> {
+        self.write("store a release", |tx| {
+            tx.execute(
+                "INSERT INTO release(at_ns, run, count, bytes, approved) VALUES (?1, ?2, ?3, ?4, 0)",
+                params![at_ns, run, count, bytes],
+            )?;
+            tx.execute("DELETE FROM release WHERE at_ns < ?1", [oldest_ns])?;
+            Ok(())
+        })
+    }
+}
+
+fn apply_one(tx: &Transaction<'_>, change: &Change, revision: u64) -> rusqlite::Result<()> {
+    match change {
+        Change::Put { root, key, row } => put(tx, *root, key, row, revision),
+        Change::Remove { root, key } => {
+            tx.prepare_cached("DELETE FROM row WHERE root = ?1 AND key = ?2")?
+                .execute(params![root.0, key.0])?;
+            Ok(())
+        }
+        Change::State { root, key, state, now_ns, run } => {
+            tx.prepare_cached(
+                "UPDATE row SET state = ?3, state_since_ns = ?4, state_run = ?5, revision = ?6
+                 WHERE root = ?1 AND key = ?2",
+            )?
+            .execute(params![root.0, key.0, state, now_ns, run, revision])?;
+            Ok(())
+        }
+    }
+}
+
+pub(super) fn put(
+    tx: &Transaction<'_>,
+    root: CatalogRoot,
+    key: &Key,
+    row: &Row,
+    revision: u64,
+) -> rusqlite::Result<()> {
+    let s = &row.stat;
+    tx.prepare_cached(
+        "INSERT OR REPLACE INTO row(root, key, kind, size, mtime_ns, ctime_ns, btime_ns, ino, mode, uid, gid, nlink,
+             rdev, handle, sha1, object, origin, settled, fuzzy, state, state_since_ns, state_run, revision)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)",
+    )?
+    .execute(params![
+        root.0,
+        key.0,
+        s.kind,
+        s.size,
+        s.mtime_ns,
+        s.ctime_ns,
+        s.btime_ns,
+        s.ino as i64, // inode numbers use all 64 bits on some filesystems; only equality matters
+        s.mode,
+        s.uid,
+        s.gid,
+        s.nlink,
+        s.rdev as i64,
+        row.handle.as_ref().map(Handle::to_blob),
+        row.sha1,
+        row.object,
+        row.origin,
+        row.settled,
+        row.fuzzy,
+        row.state,
+        row.state_since_ns,
+        row.state_run,
+        revision,
+    ])?;
+    Ok(())
+}
+
+fn read_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<(Key, Row)> {
+    let stat = Stat {
+        kind: r.get(1)?,
+        size: r.get(2)?,
+        mtime_ns: r.get(3)?,
+        ctime_ns: r.get(4)?,
+        btime_ns: r.get(5)?,
+        ino: r.get::<_, i64>(6)? as u64,
+        mode: r.get(7)?,
+        uid: r.get(8)?,
+        gid: r.get(9)?,
+        nlink: r.get(10)?,
+        rdev: r.get::<_, i64>(11)? as u64,
+    };
+    let handle: Option<Vec<u8>> = r.get(12)?;
+    let row = Row {
+        stat,
+        handle: handle.and_then(|h| Handle::from_blob(&h)),
+        sha1: r.get(13)?,
+        object: r.get(14)?,
+        origin: r.get(15)?,
+        settled: r.get(16)?,
+        fuzzy: r.get(17)?,
+        state: r.get(18)?,
+        state_since_ns: r.get(19)?,
+        state_run: r.get(20)?,
+        revision: r.get(21)?,
+    };
+    Ok((Key(r.get(0)?), row))
+}

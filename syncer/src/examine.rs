@@ -1,0 +1,305 @@
+//! Examining a path: its state on disk against the row the catalog has for it. Pure; events are hints, and an entry
+//! may be examined twice, late or out of order.
+
+use shared::entry::Mask;
+use shared::limits;
+
+use crate::catalog::{Origin, Row, RowState};
+use crate::leg::{Holds, Sha1};
+use crate::tree::{Kind, Stat};
+
+/// What follows from the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The destination has it, and the row says so.
+    Same,
+    /// Only the row's local side is behind: nothing is sent.
+    Refresh,
+    /// Mode, owner, times or attributes differ, which this leg holds; the content does not.
+    Attributes,
+    /// Only reading tells: compare with the row's hash, then [`after_read`].
+    Compare,
+    /// New, or surely changed.
+    Send,
+    /// It would replace an object that is not ours.
+    HoldForeign,
+    /// The leg cannot hold what stands there now, and still has an object of what stood there before.
+    Displaced,
+}
+
+/// What the leg and the filesystem let one conclude.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    pub holds: Holds,
+    /// Inode numbers and ctime say something on this filesystem.
+    pub stable_inodes: bool,
+}
+
+/// Compares what was just looked at with the row of the same key (so both are directories, or neither is).
+pub fn compare(row: Option<&Row>, stat: &Stat, mask: Mask, terms: Terms) -> Verdict {
+    let holds = terms.holds.holds(stat.kind);
+    let Some(row) = row else { return if holds { Verdict::Send } else { Verdict::Refresh } };
+    if row.stat.kind != stat.kind {
+        return match row.origin {
+            Origin::ListedForeign => Verdict::HoldForeign,
+            _ if holds => Verdict::Send,
+            _ if row.has_object() => Verdict::Displaced,
+            _ => Verdict::Refresh,
+        };
+    }
+    if !holds {
+        return if row.stat == *stat { Verdict::Same } else { Verdict::Refresh };
+    }
+    if row.origin != Origin::Made {
+        return compare_listed(row, stat, terms);
+    }
+    let attributes =
+        if row.stat == *stat { Verdict::Same } else { metadata_only(&row.stat, stat, terms.holds) };
+    match stat.kind {
+        Kind::Dir => attributes,
+        Kind::File => compare_file(row, stat, mask, terms, attributes),
+        _ => {
+            let same_node = row.stat.rdev == stat.rdev && row.stat.size == stat.size;
+            let untouched =
+                row.stat.mtime_ns == stat.mtime_ns && (!terms.stable_inodes || row.stat.ino == stat.ino);
+            if same_node && untouched { attributes } else { Verdict::Send }
+        }
+    }
+}
+
+fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Verdict) -> Verdict {
+    let old = &row.stat;
+    if old.size != stat.size {
+        return Verdict::Send;
+    }
+    let same_inode = old.ino == stat.ino && old.btime_ns == stat.btime_ns && old.ctime_ns == stat.ctime_ns;
+    let equal = old.mtime_ns == stat.mtime_ns && (same_inode || !terms.stable_inodes);
+    let provable = row.settled && (terms.stable_inodes || !mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE));
+    if equal && (provable || !mask.may_have_new_content()) {
+        return attributes;
+    }
+    // A chmod or chown: the events say that nobody wrote, and size and time agree.
+    if old.mtime_ns == stat.mtime_ns
+        && old.ino == stat.ino
+        && !mask.may_have_new_content()
+        && mask.contains(Mask::ATTRIB)
+    {
+        return attributes;
+    }
+    if row.sha1.is_some() { Verdict::Compare } else { Verdict::Send }
+}
+
+/// Against a row that only says what a listing said: size and time prove equality, as they do for rclone.
+fn compare_listed(row: &Row, stat: &Stat, terms: Terms) -> Verdict {
+    let equal = stat.kind == Kind::Dir
+        || (row.stat.size == stat.size && row.stat.mtime_ns == held_time(stat.mtime_ns, terms.holds));
+    if equal {
+        if terms.holds.attributes { Verdict::Attributes } else { Verdict::Refresh }
+    } else if row.origin == Origin::ListedForeign {
+        Verdict::HoldForeign
+    } else if stat.kind == Kind::File && row.stat.size == stat.size && row.sha1.is_some() {
+        Verdict::Compare
+    } else {
+        Verdict::Send
+    }
+}
+
+/// After the content was read and its hash is equal or not.
+pub fn after_read(row: &Row, stat: &Stat, sha1: &Sha1, holds: Holds) -> Verdict {
+    if row.sha1.as_ref() != Some(sha1) || row.stat.size != stat.size {
+        return Verdict::Send;
+    }
+    if row.origin != Origin::Made && holds.attributes {
+        return Verdict::Attributes;
+    }
+    metadata_only(&row.stat, stat, holds)
+}
+
+/// Equal content: what has to be done for the rest. A leg that holds nothing but names, content and times needs the
+/// object anew when its time changed.
+fn metadata_only(old: &Stat, new: &Stat, holds: Holds) -> Verdict {
+    if holds.attributes {
+        return Verdict::Attributes;
+    }
+    let time_differs = held_time(old.mtime_ns, holds) != held_time(new.mtime_ns, holds);
+    if new.kind == Kind::File && time_differs { Verdict::Send } else { Verdict::Refresh }
+}
+
+/// A time as the leg keeps it.
+pub fn held_time(mtime_ns: i64, holds: Holds) -> i64 {
+    if holds.nanoseconds { mtime_ns } else { mtime_ns.div_euclid(1_000_000) * 1_000_000 }
+}
+
+/// Whether content that was read at `now_ns` (by the filesystem's clock) is settled: its times are old enough for
+/// every later change to show in them.
+pub fn is_settled(stat: &Stat, now_ns: i64) -> bool {
+    let age = limits::SETTLE_AGE.as_nanos() as i64;
+    stat.mtime_ns.max(stat.ctime_ns) < now_ns.saturating_sub(age)
+}
+
+/// The row after the destination has `stat` with `sha1`.
+pub fn made_row(
+    stat: &Stat,
+    sha1: Option<Sha1>,
+    object: String,
+    handle: Option<shared::entry::Handle>,
+    now_ns: i64,
+) -> Row {
+    Row {
+        stat: *stat,
+        handle,
+        sha1,
+        object,
+        origin: Origin::Made,
+        settled: is_settled(stat, now_ns),
+        fuzzy: false,
+        state: RowState::Present,
+        state_since_ns: now_ns,
+        state_run: 0,
+        revision: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B2: Terms = Terms {
+        holds: Holds {
+            all_kinds: false,
+            attributes: false,
+            hard_links: false,
+            writers: true,
+            nanoseconds: false,
+        },
+        stable_inodes: true,
+    };
+    const DIR: Terms = Terms {
+        holds: Holds {
+            all_kinds: true,
+            attributes: true,
+            hard_links: true,
+            writers: false,
+            nanoseconds: true,
+        },
+        stable_inodes: true,
+    };
+    const WRITTEN: Mask = Mask::MODIFY.union(Mask::CLOSE_WRITE);
+
+    fn stat(kind: Kind) -> Stat {
+        Stat {
+            kind,
+            size: 10,
+            mtime_ns: 1_000_000_001,
+            ctime_ns: 1_000_000_002,
+            btime_ns: Some(5),
+            ino: 77,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 1,
+            rdev: 0,
+        }
+    }
+
+    fn row(kind: Kind) -> Row {
+        let mut row = made_row(&stat(kind), Some([1; 20]), "v1".into(), None, i64::MAX);
+        row.settled = true;
+        row
+    }
+
+    fn file(change: impl Fn(&mut Stat)) -> Stat {
+        let mut stat = stat(Kind::File);
+        change(&mut stat);
+        stat
+    }
+
+    #[test]
+    fn an_equal_stat_proves_sameness_only_against_a_settled_row() {
+        assert_eq!(compare(Some(&row(Kind::File)), &stat(Kind::File), WRITTEN, B2), Verdict::Same);
+        let unsettled = Row { settled: false, ..row(Kind::File) };
+        assert_eq!(compare(Some(&unsettled), &stat(Kind::File), WRITTEN, B2), Verdict::Compare);
+        assert_eq!(compare(Some(&unsettled), &stat(Kind::File), Mask::UNKNOWN, B2), Verdict::Compare);
+        assert_eq!(compare(Some(&unsettled), &stat(Kind::File), Mask::ATTRIB, B2), Verdict::Same);
+    }
+
+    #[test]
+    fn where_inodes_say_nothing_a_written_file_is_read_even_when_settled() {
+        let terms = Terms { stable_inodes: false, ..B2 };
+        let moved = file(|s| s.ino = 99);
+        assert_eq!(compare(Some(&row(Kind::File)), &moved, WRITTEN, terms), Verdict::Compare);
+        assert_eq!(compare(Some(&row(Kind::File)), &moved, Mask::UNKNOWN, terms), Verdict::Refresh);
+    }
+
+    #[test]
+    fn another_size_is_sent_and_another_time_is_read_first() {
+        assert_eq!(compare(Some(&row(Kind::File)), &file(|s| s.size = 11), WRITTEN, B2), Verdict::Send);
+        assert_eq!(
+            compare(Some(&row(Kind::File)), &file(|s| s.mtime_ns += 1), WRITTEN, B2),
+            Verdict::Compare
+        );
+    }
+
+    #[test]
+    fn a_reused_inode_with_equal_size_and_time_is_read() {
+        let reused = file(|s| s.ctime_ns += 9);
+        assert_eq!(compare(Some(&row(Kind::File)), &reused, Mask::CREATE | WRITTEN, B2), Verdict::Compare);
+    }
+
+    #[test]
+    fn a_chmod_reads_nothing() {
+        let changed = file(|s| {
+            s.mode = 0o600;
+            s.ctime_ns += 9;
+        });
+        assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB, B2), Verdict::Refresh);
+        assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB, DIR), Verdict::Attributes);
+        assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::UNKNOWN, DIR), Verdict::Compare);
+    }
+
+    #[test]
+    fn equal_content_with_a_new_time_is_sent_only_where_the_time_lives_in_the_object() {
+        let touched = file(|s| s.mtime_ns += 5_000_000);
+        assert_eq!(after_read(&row(Kind::File), &touched, &[1; 20], B2.holds), Verdict::Send);
+        assert_eq!(after_read(&row(Kind::File), &touched, &[1; 20], DIR.holds), Verdict::Attributes);
+        let same_ms = file(|s| s.mtime_ns += 5);
+        assert_eq!(after_read(&row(Kind::File), &same_ms, &[1; 20], B2.holds), Verdict::Refresh);
+        assert_eq!(after_read(&row(Kind::File), &same_ms, &[2; 20], B2.holds), Verdict::Send);
+    }
+
+    #[test]
+    fn an_equal_object_of_a_listing_is_adopted_and_a_foreign_one_that_differs_is_held() {
+        let mut listed = row(Kind::File);
+        listed.origin = Origin::ListedForeign;
+        listed.stat = Stat { mtime_ns: 1_000_000_000, ..listed.stat };
+        assert_eq!(compare(Some(&listed), &stat(Kind::File), Mask::UNKNOWN, B2), Verdict::Refresh);
+        assert_eq!(compare(Some(&listed), &file(|s| s.size = 9), Mask::UNKNOWN, B2), Verdict::HoldForeign);
+        listed.origin = Origin::ListedOurs;
+        assert_eq!(compare(Some(&listed), &file(|s| s.size = 9), Mask::UNKNOWN, B2), Verdict::Send);
+        assert_eq!(
+            compare(Some(&listed), &file(|s| s.mtime_ns += 5_000_000), Mask::UNKNOWN, B2),
+            Verdict::Compare
+        );
+    }
+
+    #[test]
+    fn kinds_a_leg_cannot_hold_only_stand_in_the_catalog() {
+        assert_eq!(compare(None, &stat(Kind::Symlink), Mask::CREATE, B2), Verdict::Refresh);
+        assert_eq!(compare(None, &stat(Kind::Symlink), Mask::CREATE, DIR), Verdict::Send);
+        assert_eq!(compare(None, &stat(Kind::Dir), Mask::CREATE, B2), Verdict::Refresh);
+    }
+
+    #[test]
+    fn a_file_that_became_a_symlink_leaves_an_object_that_has_to_go_first() {
+        let link = stat(Kind::Symlink);
+        assert_eq!(compare(Some(&row(Kind::File)), &link, Mask::CREATE, B2), Verdict::Displaced);
+        assert_eq!(compare(Some(&row(Kind::File)), &link, Mask::CREATE, DIR), Verdict::Send);
+    }
+
+    #[test]
+    fn content_read_right_after_it_was_written_is_not_settled() {
+        let stat = stat(Kind::File);
+        assert!(!is_settled(&stat, stat.ctime_ns + 1));
+        assert!(is_settled(&stat, stat.ctime_ns + 61_000_000_000));
+    }
+}

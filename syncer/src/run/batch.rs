@@ -1,0 +1,360 @@
+//! From looks to a plan: what is written to the catalog at once, what is sent, and what is owed. The only I/O is
+//! reading the catalog and looking at paths that hang together (other names of an inode, parents).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use shared::database::DatabaseError;
+use shared::entry::{Handle, Mask, Scope};
+use shared::journal::Class;
+use shared::path::RelPath;
+
+use super::source::{Ground, Item, Work, examine_path};
+use crate::catalog::{Catalog, Change, Key, Origin, Row, RowState};
+use crate::examine::{self, Terms, Verdict};
+use crate::leg::Holds;
+use crate::tree::{Kind, Look, Stat};
+
+/// What is to be done with one path at the destination.
+#[derive(Debug, Clone)]
+pub struct Op {
+    pub root: usize,
+    pub path: RelPath,
+    pub stat: Stat,
+    /// What the catalog has at this key now.
+    pub row: Option<Row>,
+    pub action: Action,
+    pub mask: Mask,
+    pub seq: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    MakeDir,
+    /// Read it, and send it unless the row's hash says that only metadata differ.
+    Content {
+        compare: bool,
+    },
+    Symlink,
+    Special,
+    /// Another name of the object at this path of the same root.
+    LinkTo(RelPath),
+    Attributes,
+}
+
+/// A path that is owed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owed {
+    pub root: usize,
+    pub path: RelPath,
+    pub scope: Scope,
+    pub mask: Mask,
+    pub seq: u64,
+    pub class: Class,
+    pub reason: String,
+}
+
+/// A batch, planned. The sends go in this order: directories, then the rest at once, then links, then the attributes
+/// of directories whose content moved.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+    pub dirs: Vec<Op>,
+    pub nodes: Vec<Op>,
+    pub links: Vec<Op>,
+    /// Directories whose times have to be set once everything below them is in place.
+    pub touched: BTreeSet<(usize, RelPath)>,
+    pub owed: Vec<Owed>,
+    pub tally: Tally,
+}
+
+/// Counts of what was decided without sending.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Tally {
+    pub examined: u64,
+    pub same: u64,
+    pub adopted: u64,
+    pub absent: u64,
+    pub held: u64,
+    /// Seen, of a kind that the leg cannot hold.
+    pub unheld: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: &Tally) {
+        self.examined += other.examined;
+        self.same += other.same;
+        self.adopted += other.adopted;
+        self.absent += other.absent;
+        self.held += other.held;
+        self.unheld += other.unheld;
+    }
+}
+
+/// What a plan is made with.
+pub struct Planner<'a> {
+    pub grounds: &'a [Option<Ground>],
+    pub catalog: &'a Catalog,
+    pub holds: Holds,
+    pub now_ns: i64,
+    pub run: u64,
+}
+
+impl Planner<'_> {
+    pub fn plan(&self, items: Vec<Item>) -> Result<Plan, DatabaseError> {
+        let items = self.with_relatives(items)?;
+        let mut plan = Plan::default();
+        let mut linked: BTreeMap<(usize, u64), Vec<(Op, Verdict)>> = BTreeMap::new();
+        for item in items {
+            plan.tally.examined += 1;
+            match item {
+                Item::Unknown { root, path, scope, mask, seq, reason } => {
+                    plan.owed.push(Owed { root, path, scope, mask, seq, class: Class::Unknown, reason });
+                }
+                Item::Gone { root, key, row, .. } => self.plan_gone(&mut plan, root, key, *row),
+                Item::Check { root, path, stat, row, mask, seq } => {
+                    let Some(ground) = &self.grounds[root] else { continue };
+                    let terms = Terms { holds: self.holds, stable_inodes: ground.tree.stable_inodes() };
+                    let verdict = examine::compare(row.as_deref(), &stat, mask, terms);
+                    let op =
+                        Op { root, path, stat, row: row.map(|r| *r), action: Action::Attributes, mask, seq };
+                    if self.holds.hard_links && stat.kind == Kind::File && stat.nlink > 1 {
+                        linked.entry((root, stat.ino)).or_default().push((op, verdict));
+                    } else {
+                        self.plan_one(&mut plan, op, verdict)?;
+                    }
+                }
+            }
+        }
+        for group in linked.into_values() {
+            self.plan_linked(&mut plan, group)?;
+        }
+        plan.dirs.sort_by(|a, b| (a.root, &a.path).cmp(&(b.root, &b.path)));
+        Ok(plan)
+    }
+
+    /// Adds what hangs together with the items: other catalogued names of a linked inode, and parents that the
+    /// destination does not have yet.
+    fn with_relatives(&self, mut items: Vec<Item>) -> Result<Vec<Item>, DatabaseError> {
+        let mut have: HashMap<(usize, Key), ()> = HashMap::new();
+        for item in &items {
+            if let Some(key) = key_of(item) {
+                have.insert(key, ());
+            }
+        }
+        let mut next = 0;
+        while next < items.len() {
+            for (work, key) in self.relatives(&items[next])? {
+                let Some(ground) = &self.grounds[work.root] else { continue };
+                if have.contains_key(&(work.root, key.clone())) {
+                    continue;
+                }
+                have.insert((work.root, key), ());
+                items.extend(examine_path(ground, self.catalog, &work)?);
+            }
+            next += 1;
+        }
+        Ok(items)
+    }
+
+    fn relatives(&self, item: &Item) -> Result<Vec<(Work, Key)>, DatabaseError> {
+        let (root, path, row, mask, seq) = match item {
+            Item::Check { root, path, row, mask, seq, .. } => {
+                (*root, path.clone(), row.as_deref(), *mask, *seq)
+            }
+            Item::Gone { root, key, row, mask, seq } => (*root, key.path(), Some(&**row), *mask, *seq),
+            Item::Unknown { .. } => return Ok(Vec::new()),
+        };
+        let Some(ground) = &self.grounds[root] else { return Ok(Vec::new()) };
+        let mut out = Vec::new();
+        if let Some(handle) = linked_handle(ground, item) {
+            for key in self.catalog.names_of_handle(ground.catalog, &handle)? {
+                let path = key.path();
+                out.push((Work { root, path, scope: Scope::SelfOnly, mask, seq }, key));
+            }
+        }
+        let is_new = matches!(item, Item::Check { .. }) && row.is_none();
+        if let Some(parent) = path.parent().filter(|_| is_new && self.holds.all_kinds) {
+            let key = Key::new(&parent, Kind::Dir);
+            if self.catalog.get(ground.catalog, &key)?.is_none() {
+                out.push((
+                    Work { root, path: parent, scope: Scope::SelfOnly, mask: Mask::UNKNOWN, seq },
+                    key,
+                ));
+            }
+        }
+        Ok(out)
+    }
+
+    fn plan_gone(&self, plan: &mut Plan, root: usize, key: Key, row: Row) {
+        let Some(ground) = &self.grounds[root] else { return };
+        let root_id = ground.catalog;
+        if !row.has_object() {
+            plan.changes.push(Change::Remove { root: root_id, key });
+            return;
+        }
+        plan.tally.absent += 1;
+        let (now_ns, run) = (self.now_ns, self.run);
+        plan.changes.push(Change::State { root: root_id, key, state: RowState::Absent, now_ns, run });
+    }
+
+    fn plan_one(&self, plan: &mut Plan, mut op: Op, verdict: Verdict) -> Result<(), DatabaseError> {
+        let Some(ground) = &self.grounds[op.root] else { return Ok(()) };
+        let (root, key) = (ground.catalog, Key::new(&op.path, op.stat.kind));
+        let (now_ns, run) = (self.now_ns, self.run);
+        match verdict {
+            Verdict::Same => {
+                plan.tally.same += 1;
+                if op.row.as_ref().is_some_and(|r| r.state != RowState::Present) {
+                    plan.changes.push(Change::State { root, key, state: RowState::Present, now_ns, run });
+                }
+            }
+            Verdict::Refresh => {
+                let row = self.refreshed(ground, &op);
+                match &op.row {
+                    Some(old) if old.origin != Origin::Made => plan.tally.adopted += 1,
+                    _ if !self.holds.holds(op.stat.kind) => {
+                        plan.tally.unheld += u64::from(!op.stat.kind.is_dir());
+                    }
+                    _ => plan.tally.same += 1,
+                }
+                plan.changes.push(Change::Put { root, key, row });
+            }
+            Verdict::HoldForeign => {
+                plan.tally.held += 1;
+                plan.changes.push(Change::State { root, key, state: RowState::Held, now_ns, run });
+            }
+            Verdict::Displaced => {
+                plan.changes.push(Change::State { root, key, state: RowState::Absent, now_ns, run });
+                plan.tally.absent += 1;
+                plan.owed.push(owed(&op, Class::Kind, "an object of another kind has to go first".into()));
+            }
+            Verdict::Attributes if op.stat.kind.is_dir() => {
+                op.action = Action::MakeDir; // an adopted one may be missing by now
+                plan.touched.insert((op.root, op.path.clone()));
+                plan.dirs.push(op);
+            }
+            Verdict::Attributes => plan.nodes.push(op),
+            Verdict::Send | Verdict::Compare => self.plan_send(plan, op, verdict)?,
+        }
+        Ok(())
+    }
+
+    fn plan_send(&self, plan: &mut Plan, mut op: Op, verdict: Verdict) -> Result<(), DatabaseError> {
+        let Some(ground) = &self.grounds[op.root] else { return Ok(()) };
+        if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
+            plan.owed.push(owed(&op, Class::Kind, format!("{} has to go first", other.path())));
+            return Ok(());
+        }
+        op.action = match op.stat.kind {
+            Kind::Dir => Action::MakeDir,
+            Kind::File => Action::Content { compare: verdict == Verdict::Compare },
+            Kind::Symlink => Action::Symlink,
+            _ => Action::Special,
+        };
+        self.touch(plan, op.root, &op.path);
+        if op.action == Action::MakeDir {
+            plan.touched.insert((op.root, op.path.clone()));
+            plan.dirs.push(op);
+        } else {
+            plan.nodes.push(op);
+        }
+        Ok(())
+    }
+
+    /// The names of one inode: where one of them is at the destination already, or is sent, the others become links
+    /// to it.
+    fn plan_linked(&self, plan: &mut Plan, group: Vec<(Op, Verdict)>) -> Result<(), DatabaseError> {
+        let sent = |v: &Verdict| matches!(v, Verdict::Send | Verdict::Compare);
+        let has_row = |op: &Op| op.row.as_ref().is_some_and(|r| r.has_object() && r.stat.ino == op.stat.ino);
+        // A name that has an object of this inode leads, so that an unchanged content is not sent again.
+        let leader = group
+            .iter()
+            .position(|(op, v)| has_row(op) && !matches!(v, Verdict::HoldForeign))
+            .or_else(|| group.iter().position(|(_, v)| sent(v)));
+        let Some(leader) = leader else {
+            return group.into_iter().try_for_each(|(op, v)| self.plan_one(plan, op, v));
+        };
+        let to = group[leader].0.path.clone();
+        let leader_sent = sent(&group[leader].1);
+        for (i, (mut op, verdict)) in group.into_iter().enumerate() {
+            let follows = i != leader && (leader_sent || sent(&verdict)) && verdict != Verdict::HoldForeign;
+            if !follows {
+                self.plan_one(plan, op, verdict)?;
+                continue;
+            }
+            let Some(ground) = &self.grounds[op.root] else { continue };
+            if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
+                plan.owed.push(owed(&op, Class::Kind, format!("{} has to go first", other.path())));
+                continue;
+            }
+            self.touch(plan, op.root, &op.path);
+            op.action = Action::LinkTo(to.clone());
+            plan.links.push(op);
+        }
+        Ok(())
+    }
+
+    fn touch(&self, plan: &mut Plan, root: usize, path: &RelPath) {
+        if let Some(parent) = path.parent().filter(|_| self.holds.attributes) {
+            plan.touched.insert((root, parent));
+        }
+    }
+
+    /// The row after nothing but its local side changed, or after an adoption.
+    fn refreshed(&self, ground: &Ground, op: &Op) -> Row {
+        let settled_now = examine::is_settled(&op.stat, ground.tree.now_ns());
+        let handle = ground.tree.handle(&op.path);
+        let (sha1, object, was_settled) = match &op.row {
+            Some(old) => (old.sha1, old.object.clone(), old.settled || old.origin != Origin::Made),
+            None => (None, String::new(), false),
+        };
+        let mut row = examine::made_row(&op.stat, sha1, object, handle, self.now_ns);
+        row.settled = was_settled && settled_now;
+        row
+    }
+}
+
+/// The operation that sets a directory's times after its content moved; `None` if it is not there any more.
+pub fn touch_op(
+    ground: &Ground,
+    catalog: &Catalog,
+    root: usize,
+    dir: &RelPath,
+    seq: u64,
+) -> Result<Option<Op>, DatabaseError> {
+    let Look::Found(stat) = ground.tree.look(dir) else { return Ok(None) };
+    if !stat.kind.is_dir() || ground.rules.excludes(dir, true) {
+        return Ok(None);
+    }
+    let row = catalog.get(ground.catalog, &Key::new(dir, Kind::Dir))?;
+    Ok(Some(Op { root, path: dir.clone(), stat, row, action: Action::Attributes, mask: Mask::ATTRIB, seq }))
+}
+
+pub fn owed(op: &Op, class: Class, reason: String) -> Owed {
+    Owed {
+        root: op.root,
+        path: op.path.clone(),
+        scope: Scope::SelfOnly,
+        mask: op.mask,
+        seq: op.seq,
+        class,
+        reason,
+    }
+}
+
+/// The handle of a file that has several names: of what stands there, or of what the row was made from.
+fn linked_handle(ground: &Ground, item: &Item) -> Option<Handle> {
+    match item {
+        Item::Check { path, stat, .. } if stat.nlink > 1 && !stat.kind.is_dir() => ground.tree.handle(path),
+        Item::Gone { row, .. } if row.stat.nlink > 1 && !row.stat.kind.is_dir() => row.handle.clone(),
+        _ => None,
+    }
+}
+
+fn key_of(item: &Item) -> Option<(usize, Key)> {
+    match item {
+        Item::Check { root, path, stat, .. } => Some((*root, Key::new(path, stat.kind))),
+        Item::Gone { root, key, .. } => Some((*root, key.clone())),
+        Item::Unknown { .. } => None,
+    }
+}

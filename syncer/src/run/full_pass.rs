@@ -1,0 +1,60 @@
+//! A full pass of one root: the destination's listing is compared with the catalog, and the tree is examined after it.
+//! It adopts what is there already, in a new leg or after a lost catalog, without sending it again.
+
+use std::collections::HashSet;
+
+use shared::path::RelPath;
+
+use super::{Run, RunError};
+use crate::catalog::Reconciled;
+use crate::leg::Listed;
+
+impl Run {
+    /// Lists and reconciles; the caller examines the whole root next.
+    pub(super) async fn begin_full_pass(&mut self, root: usize) -> Result<(), RunError> {
+        let Some(catalog_root) = self.roots[root].catalog else { return Ok(()) };
+        let store = self.store()?;
+        let prefix = self.roots[root].prefix.clone();
+        let ours: HashSet<String> =
+            self.leg_row.iter().flat_map(|leg| leg.writer_ids.iter().cloned()).collect();
+        tracing::info!(root = %self.roots[root].name, "full pass: listing the destination");
+        let begun_at = self.parts.catalog.begin_staging()?;
+        let mut token = None;
+        loop {
+            let page = store.list(&prefix, token).await?;
+            let below = |object: &Listed| -> Option<RelPath> { object.dest.as_ref()?.strip(&prefix) };
+            let mine: Vec<(RelPath, &Listed)> =
+                page.objects.iter().filter_map(|object| Some((below(object)?, object))).collect();
+            self.parts
+                .catalog
+                .stage(&mine, |object| object.writer.as_ref().is_some_and(|w| ours.contains(w)))?;
+            token = page.next;
+            if token.is_none() {
+                break;
+            }
+        }
+        let now = self.parts.clock.wall_ns();
+        let done: Reconciled = self.parts.catalog.reconcile(
+            catalog_root,
+            begun_at,
+            !store.holds().writers,
+            now,
+            self.report.run,
+        )?;
+        tracing::info!(listed = done.listed, lost = done.lost, found = done.found, "full pass: compared");
+        self.report.listed += done.listed;
+        self.report.lost += done.lost;
+        self.full_passes.push(root);
+        Ok(())
+    }
+
+    /// After the tree was examined: objects that are not ours and have no local file are counted and left alone.
+    pub(super) fn end_full_passes(&mut self) -> Result<(), RunError> {
+        for root in std::mem::take(&mut self.full_passes) {
+            if let Some(catalog_root) = self.roots[root].catalog {
+                self.report.foreign += self.parts.catalog.forget_foreign(catalog_root)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,265 @@
+//! A round: what the tracker saw, then what is owed, in batches of examine, intents, send and receipts.
+
+use std::collections::{BTreeMap, HashSet};
+
+use shared::entry::{Mask, Scope};
+use shared::exit::Exit;
+use shared::journal::{Class, Deferred, DeferredKey, Entry, NewDeferred, RootId};
+use shared::limits;
+use shared::path::RelPath;
+
+use super::batch::{self, Action, Op, Owed, Plan, Planner};
+use super::machine::Event;
+use super::send::{Outcome, without_failed_leaders};
+use super::source::{Source, Work};
+use super::{Run, RunError};
+use crate::catalog::{CatalogRoot, Change, Key, NewIntent};
+use crate::report::Trouble;
+
+impl Run {
+    /// A tracker that does not answer: what the journal has is synced, nothing is deleted, and the run says so.
+    pub(super) fn flush(&mut self) -> bool {
+        match self.parts.tracker.flush() {
+            Ok(()) => true,
+            Err(reason) => {
+                self.exits.push(Exit::TryLater);
+                self.report.tracker = Some(reason);
+                false
+            }
+        }
+    }
+
+    pub(super) fn claim(&mut self) -> Result<(), RunError> {
+        let leg = self.parts.leg.name.to_string();
+        self.head = self.parts.journal.claim(&leg)?;
+        let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
+        let mut works = Vec::new();
+        let mut after = acked;
+        loop {
+            let entries = self.parts.journal.read(after, self.head, limits::READ_ROWS_MAX)?;
+            let Some(last) = entries.last() else { break };
+            after = last.seq;
+            self.report.entries += entries.len() as u64;
+            for entry in &entries {
+                self.add_entry(entry, &mut works)?;
+            }
+        }
+        self.source = Source::new(works);
+        self.owed.clear();
+        self.due.clear();
+        self.owe_unproven_roots(acked);
+        Ok(())
+    }
+
+    fn add_entry(&self, entry: &Entry, works: &mut Vec<Work>) -> Result<(), RunError> {
+        let Some(root) = self.root_index(entry.root) else { return Ok(()) };
+        // Everything up to the head is looked at after the claim, so the head is every path's newest cause.
+        let seq = self.head;
+        if entry.scope != Scope::Handle {
+            works.push(Work { root, path: entry.path.clone(), scope: entry.scope, mask: entry.mask, seq });
+            return Ok(());
+        }
+        // Unknown in the catalog: the file's own CREATE or RENAME entry covers it.
+        let (Some(catalog), Some(handle)) = (self.roots[root].catalog, &entry.handle) else { return Ok(()) };
+        for key in self.parts.catalog.names_of_handle(catalog, handle)? {
+            works.push(Work { root, path: key.path(), scope: Scope::SelfOnly, mask: entry.mask, seq });
+        }
+        Ok(())
+    }
+
+    /// All that a root owes while it is not proven is one row.
+    fn owe_unproven_roots(&mut self, acked: u64) {
+        if self.head == acked {
+            return;
+        }
+        for (root, r) in self.roots.iter().enumerate() {
+            if let Err(reason) = &r.proof {
+                self.owed.push(Owed {
+                    root,
+                    path: RelPath::root(),
+                    scope: Scope::Subtree,
+                    mask: Mask::UNKNOWN,
+                    seq: self.head,
+                    class: Class::Root,
+                    reason: reason.clone(),
+                });
+            }
+        }
+    }
+
+    /// Rows of proven roots only: the others cannot be worked off now.
+    fn due_rows(&self, limit: usize) -> Result<Vec<Deferred>, RunError> {
+        let now = self.parts.clock.wall_ns();
+        let proven: Vec<RootId> = self.roots.iter().filter(|r| r.proof.is_ok()).map(|r| r.id).collect();
+        let mut rows = self.parts.journal.deferred_due(self.parts.leg.name.as_str(), now, limit)?;
+        rows.retain(|row| proven.contains(&row.key.root));
+        Ok(rows)
+    }
+
+    pub(super) async fn load_due(&mut self) -> Result<(), RunError> {
+        let rows = self.due_rows(limits::READ_ROWS_MAX)?;
+        self.owed.clear();
+        self.due = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
+        // In the order of the keys, so that a run can be repeated.
+        let rows: BTreeMap<DeferredKey, Deferred> = self.due.clone().into_iter().collect();
+        let mut works = Vec::new();
+        for (key, row) in rows {
+            let Some(root) = self.root_index(key.root) else { continue };
+            let mut work =
+                Work { root, path: key.path, scope: key.scope, mask: row.mask | Mask::UNKNOWN, seq: row.seq };
+            if work.scope == Scope::Full {
+                self.begin_full_pass(root).await?;
+                work.scope = Scope::Subtree;
+            }
+            works.push(work);
+        }
+        self.source = Source::new(works);
+        Ok(())
+    }
+
+    pub(super) fn examine(&mut self) -> Result<Event, RunError> {
+        let items = self.source.next_batch(&self.grounds, &self.parts.catalog)?;
+        if items.is_empty() {
+            return Ok(Event::Batch { empty: true });
+        }
+        let planner = Planner {
+            grounds: &self.grounds,
+            catalog: &self.parts.catalog,
+            holds: self.store()?.holds(),
+            now_ns: self.parts.clock.wall_ns(),
+            run: self.report.run,
+        };
+        self.plan = planner.plan(items)?;
+        self.report.tally.add(&self.plan.tally);
+        self.owed.append(&mut self.plan.owed);
+        Ok(Event::Batch { empty: false })
+    }
+
+    pub(super) fn write_intents(&mut self) -> Result<(), RunError> {
+        let plan = &self.plan;
+        let makes = |op: &&Op| op.action != Action::Attributes;
+        let intents: Vec<NewIntent> = plan
+            .dirs
+            .iter()
+            .chain(&plan.nodes)
+            .chain(&plan.links)
+            .filter(makes)
+            .filter_map(|op| {
+                let (root, key) = self.key_in_catalog(op.root, &op.path, op.stat.kind)?;
+                let handle = self.grounds[op.root].as_ref().and_then(|g| g.tree.handle(&op.path));
+                Some(NewIntent { root, key, handle })
+            })
+            .collect();
+        if !intents.is_empty() {
+            self.parts.catalog.add_intents(&intents, self.report.run, self.parts.clock.wall_ns())?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn send(&mut self) -> Result<(), RunError> {
+        let Plan { dirs, nodes, links, touched, .. } = &mut self.plan;
+        let (dirs, nodes, links) = (std::mem::take(dirs), std::mem::take(nodes), std::mem::take(links));
+        let touched = std::mem::take(touched);
+        let Some(sender) = &self.sender else { return Ok(()) };
+        let mut outcomes = sender.send_in_order(dirs, &self.grounds).await;
+        outcomes.extend(sender.send_all(nodes, &self.grounds).await);
+        let failed: HashSet<(usize, RelPath)> =
+            outcomes.iter().filter(|o| o.result.is_err()).map(|o| (o.op.root, o.op.path.clone())).collect();
+        let (links, orphans) = without_failed_leaders(links, &failed);
+        outcomes.extend(sender.send_all(links, &self.grounds).await);
+        let mut last = Vec::new();
+        for (root, dir) in touched {
+            let Some(ground) = &self.grounds[root] else { continue };
+            if !failed.contains(&(root, dir.clone())) {
+                last.extend(batch::touch_op(ground, &self.parts.catalog, root, &dir, self.head)?);
+            }
+        }
+        outcomes.extend(sender.send_all(last, &self.grounds).await);
+        self.outcomes = outcomes;
+        let reason = "the file it is a name of was not sent";
+        self.owed.extend(orphans.iter().map(|op| batch::owed(op, Class::Busy, reason.into())));
+        Ok(())
+    }
+
+    /// What is confirmed must be durable before the catalog says so.
+    pub(super) async fn confirm(&mut self) -> Result<(), RunError> {
+        if !self.outcomes.is_empty() || self.removal.has_news() {
+            self.store()?.sync().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_receipts(&mut self) -> Result<(), RunError> {
+        let mut changes = std::mem::take(&mut self.plan.changes);
+        let mut fulfilled: Vec<(CatalogRoot, Key)> = Vec::new();
+        for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
+            let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
+            match result {
+                Ok(row) => {
+                    changes.push(Change::Put { root, key: key.clone(), row });
+                    fulfilled.push((root, key));
+                }
+                Err(failure) => {
+                    if !failure.outcome_unknown {
+                        fulfilled.push((root, key));
+                    }
+                    if let (Some(exit), None) = (failure.stop, self.stop) {
+                        self.stop = Some(exit);
+                        self.report.troubles.push(Trouble::of_run(failure.reason.clone()));
+                    }
+                    self.owed.push(batch::owed(&op, failure.class, failure.reason));
+                }
+            }
+        }
+        if !changes.is_empty() || !fulfilled.is_empty() {
+            self.parts.catalog.apply(&changes, &fulfilled)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn ack(&mut self) -> Result<(), RunError> {
+        let deferred = self.deferrals();
+        let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
+        if self.head == acked && deferred.is_empty() {
+            return Ok(()); // a night without changes writes nothing
+        }
+        let now = self.parts.clock.wall_ns();
+        self.parts.catalog.set_cursor(self.parts.journal.id(), self.head)?;
+        self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, &deferred, now)?;
+        if let Some(leg) = &mut self.leg_row {
+            leg.acked = self.head;
+        }
+        Ok(())
+    }
+
+    fn deferrals(&self) -> Vec<NewDeferred> {
+        self.owed.iter().map(|owed| self.deferral(owed)).collect()
+    }
+
+    /// Rows that are owed again stay, renewed; the others go, unless somebody renewed them meanwhile.
+    pub(super) fn settle_due(&mut self) -> Result<(), RunError> {
+        self.end_full_passes()?;
+        let owed = self.deferrals();
+        let again: HashSet<DeferredKey> = owed.iter().map(NewDeferred::key).collect();
+        let done: Vec<(DeferredKey, u64)> = self
+            .due
+            .values()
+            .filter(|row| !again.contains(&row.key))
+            .map(|row| (row.key.clone(), row.seq))
+            .collect();
+        let leg = self.parts.leg.name.to_string();
+        if !owed.is_empty() {
+            self.parts.journal.defer(&leg, &owed)?;
+        }
+        if !done.is_empty() {
+            self.parts.journal.settle_deferred(&leg, &done)?;
+        }
+        self.owed.clear();
+        self.due.clear();
+        Ok(())
+    }
+
+    pub(super) fn review(&mut self) -> Result<Event, RunError> {
+        Ok(Event::Reviewed { more: self.stop.is_none() && !self.due_rows(1_000)?.is_empty() })
+    }
+}

@@ -1,0 +1,204 @@
+//! The beginning of a run: roots are proven, databases compared, the destination opened, and what a dead run may have
+//! left there is settled.
+
+use std::sync::Arc;
+
+use shared::config::Root;
+use shared::entry::{Mask, Scope};
+use shared::identity::{Difference, Identity};
+use shared::journal::{Class, NewDeferred, RootRow};
+use shared::limits;
+use shared::path::RelPath;
+
+use super::send::{Sender, memory_budget};
+use super::source::Ground;
+use super::{Run, RunError, RunRoot};
+use crate::catalog::{Change, Intent, Key, Row};
+use crate::leg::Problem;
+use crate::tree::Tree;
+
+impl Run {
+    /// Opens every root of the leg and compares it with what the configuration, the tracker and the catalog say.
+    pub(super) fn prove(&mut self) -> Result<(), RunError> {
+        let in_force = self.parts.journal.roots()?;
+        for leg_root in self.parts.leg.roots.clone() {
+            let Some(root) = self.parts.config.root(&leg_root.root).cloned() else { continue };
+            let row = rules_in_force(&root, &in_force)?;
+            let proof = self.proof(&root)?;
+            let (proof, catalog) = match proof {
+                Ok((tree, identity)) => {
+                    let id = self.parts.catalog.put_root(root.name.as_str(), &leg_root.prefix, &identity)?;
+                    (Ok(tree), Some(id))
+                }
+                Err(reason) => {
+                    tracing::warn!(root = %root.name, "{reason}");
+                    (Err(reason), None)
+                }
+            };
+            let rules = Arc::new(root.rules);
+            self.grounds.push(match (&proof, catalog) {
+                (Ok(tree), Some(catalog)) => Some(Ground { tree: tree.clone(), rules, catalog }),
+                _ => None,
+            });
+            self.roots.push(RunRoot {
+                name: root.name.to_string(),
+                id: row.id,
+                prefix: leg_root.prefix,
+                catalog,
+                proof,
+            });
+        }
+        Ok(())
+    }
+
+    /// The tree, or what was expected and what was seen.
+    #[allow(clippy::type_complexity, reason = "a proof is both, or the reason")]
+    fn proof(&self, root: &Root) -> Result<Result<(Arc<dyn Tree>, Identity), String>, RunError> {
+        let (tree, seen) = match (self.parts.open_tree)(root) {
+            Ok(opened) => opened,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let place = format!("The root `{}` at {}", root.name, root.path.display());
+        if let Some(expected) = &root.identity {
+            let differences = expected.differences(&seen);
+            if !differences.is_empty() {
+                return Ok(Err(format!(
+                    "{place} is not the disk in the configuration: {}",
+                    list(&differences)
+                )));
+            }
+        }
+        if let Some(built_from) = self.parts.catalog.root_identity(root.name.as_str())? {
+            let differences = built_from.differences(&seen);
+            if !differences.is_empty() {
+                return Ok(Err(format!(
+                    "{place} is not the tree this mirror was built from: {}. Nothing is sent or deleted. Mount the right disk, or, if this is meant to be the new source, give the leg another name",
+                    list(&differences)
+                )));
+            }
+        }
+        Ok(Ok((tree, seen)))
+    }
+
+    pub(super) fn attach(&mut self) -> Result<(), RunError> {
+        let facts = self.parts.catalog.facts()?;
+        let ids: Vec<_> = self.roots.iter().map(|r| r.id).collect();
+        let now = self.parts.clock.wall_ns();
+        let leg = self.parts.leg.name.as_str();
+        let attached = self.parts.journal.attach_leg(leg, &facts, &ids, now)?;
+        if let Some(reason) = attached.full_pass {
+            let text = format!("leg {leg}: full pass, {reason}");
+            tracing::info!("{text}");
+            self.parts.journal.add_history(now, "full-pass", None, &text)?;
+        }
+        self.parts.catalog.set_cursor(self.parts.journal.id(), attached.leg.acked)?;
+        self.report.run = attached.leg.last_run;
+        self.report.full_pass = attached.full_pass.map(str::to_owned);
+        self.leg_row = Some(attached.leg);
+        Ok(())
+    }
+
+    pub(super) async fn begin_store(&mut self) -> Result<(), RunError> {
+        let Some(leg) = &self.leg_row else { return Ok(()) };
+        let store = (self.parts.make_store)(leg)?;
+        store.begin().await?;
+        self.sender = Some(Sender {
+            store,
+            prefixes: self.roots.iter().map(|r| r.prefix.clone()).collect(),
+            transfers: self.parts.leg.transfers,
+            progress: self.parts.progress.clone(),
+            memory: memory_budget(),
+        });
+        Ok(())
+    }
+
+    /// A name that a dead run may have brought into being is asked for; what stands there enters the catalog as a
+    /// listed object of ours, and its path is examined again. Never a delete on the strength of an intent alone.
+    pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
+        for index in 0..self.roots.len() {
+            let Some(root) = self.roots[index].catalog else { continue };
+            let (mut changes, mut fulfilled, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
+            for intent in self.parts.catalog.intents(root)? {
+                let Some((change, done)) = self.settle_intent(index, &intent).await? else { continue };
+                changes.extend(change);
+                deferred.push(settle_row(&self.roots[index], intent.key.path(), self.parts.clock.wall_ns()));
+                if done {
+                    fulfilled.push((root, intent.key));
+                }
+            }
+            if !deferred.is_empty() {
+                // Owed before forgotten: a crash between the two repeats the question.
+                self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
+                self.parts.catalog.apply(&changes, &fulfilled)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands at the intent's name, and whether the question is answered: where nothing stands, a request may
+    /// still come true for a while after its connection broke. `None` if the destination could not be asked.
+    async fn settle_intent(
+        &self,
+        index: usize,
+        intent: &Intent,
+    ) -> Result<Option<(Option<Change>, bool)>, RunError> {
+        let path = intent.key.path();
+        let now = self.parts.clock.wall_ns();
+        let found = match self.store()?.newest(&self.roots[index].prefix.join(&path)).await {
+            Ok(found) => found,
+            Err(e) if matches!(e.problem, Problem::Stop(_)) => return Err(e.into()),
+            Err(e) => {
+                tracing::warn!(%path, "an intent stays open: {e}");
+                return Ok(None);
+            }
+        };
+        let Some(object) = found else {
+            let grace = limits::INTENT_GRACE.as_nanos() as i64;
+            return Ok(Some((None, now.saturating_sub(intent.at_ns) > grace)));
+        };
+        let known = self.parts.catalog.get(intent.root, &intent.key)?;
+        let is_news =
+            Key::new(&path, object.kind) == intent.key && known.is_none_or(|row| row.object != object.object);
+        let change = is_news.then(|| {
+            let row = Row::listed(&object, true, now, self.report.run);
+            Change::Put { root: intent.root, key: intent.key.clone(), row }
+        });
+        Ok(Some((change, true)))
+    }
+}
+
+fn settle_row(root: &RunRoot, path: RelPath, now_ns: i64) -> NewDeferred {
+    NewDeferred {
+        root: root.id,
+        path,
+        scope: Scope::SelfOnly,
+        seq: 0,
+        mask: Mask::UNKNOWN,
+        since_ns: now_ns,
+        attempts: 0,
+        not_before_ns: 0,
+        class: Class::InFlight,
+        last_error: "its transfer was cut off".into(),
+    }
+}
+
+/// The row of a root whose path and rules are the ones the tracker works by.
+fn rules_in_force<'a>(root: &Root, in_force: &'a [RootRow]) -> Result<&'a RootRow, RunError> {
+    let Some(row) = in_force.iter().find(|r| r.name == root.name.as_str()) else {
+        return Err(RunError::Config(format!(
+            "The tracker does not know the root `{}` yet: restart longshore-tracker so that it reads the configuration",
+            root.name
+        )));
+    };
+    if row.rules != root.rules.text() || row.path != root.path {
+        return Err(RunError::Config(format!(
+            "The root `{}` has another path or other exclude rules in the configuration than the tracker works by: restart longshore-tracker so that it reads the configuration",
+            root.name
+        )));
+    }
+    Ok(row)
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
