@@ -1,1 +1,20 @@
-//! The harness of the end-to-end tests.
+//! The harness of the end-to-end tests: real filesystems, real programs, and the comparison of two trees.
+#![allow(clippy::unwrap_used, reason = "a harness: a panic is how a test fails")]
+
+pub mod compare;
+pub mod mount;
+pub mod programs;
+pub mod workload;
+pub mod world;
+
+/// Says on one line why a test cannot run here; in CI that is a failure.
+pub fn skip(why: &str) {
+    let ci = std::env::var("CI").is_ok_and(|v| v == "true");
+    assert!(!ci, "skipped in CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// True if this process may mount and mark.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

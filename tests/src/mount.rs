@@ -1,0 +1,84 @@
+//! Loop-mounted filesystems, undone on every exit path.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A filesystem of its own on an image file, mounted below a temporary directory.
+pub struct LoopFs {
+    dir: TempDir,
+    mounted: bool,
+}
+
+/// The kinds the end-to-end tests run on.
+pub const KINDS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+fn run(program: &str, args: &[&str]) -> Result<Output, String> {
+    let out = Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+    if out.status.success() {
+        return Ok(out);
+    }
+    Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+impl LoopFs {
+    /// Needs root, loop devices and the mkfs program of the kind.
+    pub fn new(kind: &str) -> Result<LoopFs, String> {
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
+        file.set_len(400 << 20).map_err(|e| e.to_string())?; // xfs wants 300 MiB
+        drop(file);
+        let image = image.display().to_string();
+        match kind {
+            "ext4" => run("mkfs.ext4", &["-q", "-F", &image])?,
+            other => run(&format!("mkfs.{other}"), &["-q", &image])?,
+        };
+        std::fs::create_dir(dir.path().join("mnt")).map_err(|e| e.to_string())?;
+        let mut fs = LoopFs { dir, mounted: false };
+        fs.mount()?;
+        Ok(fs)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    pub fn mount(&mut self) -> Result<(), String> {
+        let image = self.dir.path().join("image");
+        run("mount", &["-o", "loop", &image.display().to_string(), &self.path().display().to_string()])?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    /// A plain umount: it fails if anybody holds the filesystem.
+    pub fn unmount(&mut self) -> Result<(), String> {
+        run("umount", &[&self.path().display().to_string()])?;
+        self.mounted = false;
+        Ok(())
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        if self.mounted {
+            // Lazily, so that a program a failed test left behind cannot keep the mount.
+            let _ = run("umount", &["-l", &self.path().display().to_string()]);
+        }
+    }
+}
+
+/// True if this machine can make and mount the kind; otherwise the test is skipped with the reason.
+pub fn available(kind: &str) -> bool {
+    if !crate::is_root() {
+        crate::skip(&format!("mounting {kind} needs root"));
+        return false;
+    }
+    let program = format!("/usr/sbin/mkfs.{kind}");
+    if !Path::new(&program).exists() && !Path::new(&format!("/sbin/mkfs.{kind}")).exists() {
+        crate::skip(&format!("mkfs.{kind} is not installed"));
+        return false;
+    }
+    true
+}

@@ -1,0 +1,249 @@
+//! Runs of a `dir` leg: what reaches the destination, what is deleted there, and what never is.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use shared::entry::{Mask, Scope};
+use shared::exit::Exit;
+use tests::compare::{Depth, assert_equal};
+use tests::world::World;
+
+const LEG: &str = r#"
+[[leg]]
+name = "copy"
+kind = "dir"
+roots = ["space"]
+path = "{dir}/copy"
+guard = { deletes = 5 }
+"#;
+
+fn depth() -> Depth {
+    if tests::is_root() { Depth::All } else { Depth::Unprivileged }
+}
+
+fn world() -> World {
+    let world = World::new(LEG);
+    fs::create_dir(world.path("copy")).unwrap();
+    world
+}
+
+/// A small tree with one of each kind.
+fn fill(world: &World) {
+    let top = world.source();
+    fs::create_dir_all(top.join("a/b/empty")).unwrap();
+    fs::write(top.join("a/file"), "content").unwrap();
+    fs::write(top.join("a-sibling"), "").unwrap();
+    fs::write(top.join("a/b/secret"), "x".repeat(100_000)).unwrap();
+    fs::set_permissions(top.join("a/b/secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("../nowhere", top.join("a/link")).unwrap();
+    fs::hard_link(top.join("a/file"), top.join("z-other-name")).unwrap();
+}
+
+fn same(world: &World) {
+    assert_equal(&world.source(), &world.path("copy"), depth());
+}
+
+#[test]
+fn a_first_run_makes_the_destination_equal_and_a_second_does_nothing() {
+    let world = world();
+    fill(&world);
+    let first = world.run("copy");
+    assert_eq!(first.exit, Exit::Ok, "{}", first.text());
+    same(&world);
+    let second = world.run("copy");
+    assert_eq!(
+        (second.exit, second.files_sent, second.others_sent, second.listed),
+        (Exit::Ok, 0, 0, 0),
+        "{}",
+        second.text()
+    );
+}
+
+#[test]
+fn a_changed_file_is_replaced_and_the_old_version_is_in_the_trash() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::write(world.source().join("a/b/secret"), "new").unwrap();
+    world.saw("a/b/secret", Scope::SelfOnly, Mask::MODIFY | Mask::CLOSE_WRITE);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    same(&world);
+    let runs: Vec<_> = fs::read_dir(world.path("copy/.longshore/trash")).unwrap().collect();
+    let old = runs[0].as_ref().unwrap().path().join("a/b/secret");
+    assert_eq!(fs::read(old).unwrap().len(), 100_000);
+}
+
+#[test]
+fn a_gap_finds_every_change() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    let top = world.source();
+    fs::write(top.join("a/file"), "changed").unwrap();
+    fs::rename(top.join("a/b"), top.join("c")).unwrap();
+    fs::remove_file(top.join("a/link")).unwrap();
+    fs::create_dir(top.join("a/link")).unwrap();
+    fs::write(top.join("a/link/below"), "kind changed").unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn a_directory_that_became_a_file_is_replaced_once_its_content_is_released() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::remove_dir_all(world.source().join("a/b")).unwrap();
+    fs::write(world.source().join("a/b"), "a file now").unwrap();
+    world.saw("a/b", Scope::Subtree, Mask::DELETE | Mask::CREATE | Mask::ONDIR);
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn the_guard_holds_deletes_back_and_lets_everything_else_pass() {
+    let mut world = world();
+    fill(&world);
+    for i in 0..20 {
+        fs::write(world.source().join(format!("many-{i}")), "x").unwrap();
+    }
+    world.run("copy");
+    for i in 0..6 {
+        fs::remove_file(world.source().join(format!("many-{i}"))).unwrap();
+    }
+    fs::write(world.source().join("new"), "n").unwrap();
+    world.saw_gap();
+    for night in 0..4 {
+        let report = world.run("copy");
+        assert_eq!((report.exit, report.removed), (Exit::Guard, 0), "night {night}: {}", report.text());
+    }
+    assert!(world.path("copy/new").exists());
+    assert!((0..20).all(|i| world.path("copy").join(format!("many-{i}")).exists()));
+    fs::write(world.source().join("many-0"), "x").unwrap();
+    fs::write(world.source().join("many-1"), "x").unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.removed), (Exit::Ok, 4), "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn a_root_that_shows_another_directory_is_not_proven_and_deletes_nothing() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    let before = tests::compare::facts(&world.path("copy"));
+    fs::rename(world.source(), world.path("elsewhere")).unwrap();
+    fs::create_dir(world.source()).unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.removed, report.files_sent), (Exit::Unproven, 0, 0), "{}", report.text());
+    assert_eq!(tests::compare::facts(&world.path("copy")), before);
+    fs::remove_dir(world.source()).unwrap();
+    fs::rename(world.path("elsewhere"), world.source()).unwrap();
+    fs::write(world.source().join("a/file"), "changed meanwhile").unwrap();
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn without_a_tracker_what_is_known_is_synced_and_nothing_is_deleted() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::remove_file(world.source().join("a-sibling")).unwrap();
+    fs::write(world.source().join("new"), "n").unwrap();
+    world.saw_gap();
+    let report = world.run_with("copy", false);
+    assert_eq!((report.exit, report.removed, report.files_sent), (Exit::TryLater, 0, 1), "{}", report.text());
+    assert!(world.path("copy/a-sibling").exists() && world.path("copy/new").exists());
+}
+
+#[test]
+fn a_lost_catalog_costs_a_full_pass_and_sends_nothing_again() {
+    let world = world();
+    fill(&world);
+    world.run("copy");
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(world.path(&format!("state/catalog-copy.db{suffix}")));
+    }
+    fs::write(world.source().join("a/new"), "n").unwrap();
+    let report = world.run("copy");
+    assert!(report.full_pass.is_some());
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn a_destination_that_is_not_empty_keeps_what_is_not_ours() {
+    let world = world();
+    fill(&world);
+    let copy = world.path("copy");
+    fs::create_dir(copy.join("a")).unwrap();
+    fs::write(copy.join("a/file"), "somebody else's").unwrap();
+    fs::write(copy.join("foreign"), "unrelated").unwrap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.held), (Exit::Partial, 1), "{}", report.text());
+    assert_eq!(fs::read_to_string(copy.join("a/file")).unwrap(), "somebody else's");
+    assert_eq!(fs::read_to_string(copy.join("foreign")).unwrap(), "unrelated");
+    assert_eq!(fs::read_to_string(copy.join("a/b/secret")).unwrap().len(), 100_000);
+    let again = world.run("copy");
+    assert_eq!((again.exit, again.files_sent, again.removed), (Exit::Partial, 0, 0), "{}", again.text());
+}
+
+#[test]
+fn an_unreadable_file_is_owed_and_the_rest_is_done() {
+    if !tests::is_root() {
+        return tests::skip("immutable reading errors need root to arrange");
+    }
+    let mut world = world();
+    fill(&world);
+    // A directory over which a filesystem is mounted is not ours to read: nothing may be concluded.
+    let over = world.source().join("mounted");
+    fs::create_dir(&over).unwrap();
+    let status =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&over).status().unwrap();
+    assert!(status.success());
+    world.saw_gap();
+    let report = world.run("copy");
+    let unmounted = std::process::Command::new("umount").arg(&over).status().unwrap();
+    assert!(unmounted.success());
+    assert_eq!(report.exit, Exit::Partial, "{}", report.text());
+    assert!(report.troubles.iter().any(|t| t.path.as_bytes() == b"mounted"), "{}", report.text());
+    assert!(world.path("copy/a/file").exists());
+}
+
+#[test]
+fn content_written_through_one_name_reaches_the_others_as_links() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::write(world.source().join("z-other-name"), "through the other name").unwrap();
+    world.saw("z-other-name", Scope::SelfOnly, Mask::MODIFY | Mask::CLOSE_WRITE);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    same(&world);
+    fs::remove_file(world.source().join("z-other-name")).unwrap();
+    world.saw("z-other-name", Scope::SelfOnly, Mask::DELETE);
+    world.run("copy");
+    same(&world);
+}
+
+#[test]
+fn an_excluded_path_is_kept_at_the_destination_even_when_its_parent_goes() {
+    let mut world = World::with_root("exclude = [\"*.tmp\"]", LEG);
+    fs::create_dir(world.path("copy")).unwrap();
+    fill(&world);
+    fs::write(world.source().join("a/b/x.tmp"), "never sent").unwrap();
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    assert!(!world.path("copy/a/b/x.tmp").exists());
+    world.saw("a/b/x.tmp", Scope::SelfOnly, Mask::MODIFY);
+    assert_eq!(world.run("copy").files_sent, 0);
+}
