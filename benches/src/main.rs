@@ -1,0 +1,41 @@
+//! `cargo run --release -p benches -- sync|quiet|storm`: figures side by side with peers, in one run on one machine,
+//! as tables for RESULTS.md. Ratios and client CPU are what counts; wall times depend on the machine and its load.
+
+mod measure;
+mod storm;
+mod sync;
+mod tree;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    figure: Figure,
+}
+
+#[derive(Subcommand)]
+enum Figure {
+    /// First upload of a tree, and runs without changes, beside rclone and the b2 command line
+    Sync {
+        /// Directories of 100 files of 1 to 8 KB; five files of 20 MB come on top
+        #[arg(long, default_value_t = 200)]
+        dirs: usize,
+        /// Leave the peers out
+        #[arg(long)]
+        alone: bool,
+    },
+    /// The tracker under a storm of file operations on ext4, beside inotifywait and beside nobody
+    Storm {
+        /// Seconds of storm per row
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().figure {
+        Figure::Sync { dirs, alone } => sync::compare(dirs, alone),
+        Figure::Storm { seconds } => storm::compare(seconds),
+    }
+}
