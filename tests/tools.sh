@@ -72,8 +72,8 @@ system_tools() {
     ((${#packages[@]})) || return 0
     echo "missing: ${packages[*]}"
     if command -v apt-get >/dev/null && as_root true 2>/dev/null; then
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q || true
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}" || true
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq || true
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends "${packages[@]}" || true
     fi
     mapfile -t packages < <(absent_packages "${wanted[@]}")
     ((${#packages[@]} == 0)) || missing+=("packages: ${packages[*]}")

@@ -1,4 +1,5 @@
 //! What is shipped beside the programs fits them: the example configuration, the exit codes in the README and units.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
