@@ -36,12 +36,16 @@ impl Store for DryStore {
         self.inner.holds()
     }
 
-    async fn begin(&self) -> Result<(), StoreError> {
-        self.inner.begin_reading().await
+    async fn open(&self) -> Result<(), StoreError> {
+        self.inner.open().await
     }
 
-    async fn begin_reading(&self) -> Result<(), StoreError> {
-        self.inner.begin_reading().await
+    fn identity(&self) -> String {
+        self.inner.identity()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn put(&self, put: Put) -> Result<Receipt, StoreError> {

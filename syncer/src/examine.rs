@@ -119,7 +119,10 @@ pub fn after_read(row: &Row, stat: &Stat, sha1: &Sha1, holds: Holds) -> Verdict 
 /// object anew when its time changed.
 fn metadata_only(old: &Stat, new: &Stat, holds: Holds) -> Verdict {
     if holds.attributes {
-        return Verdict::Attributes;
+        // Every change of mode, owner or attributes shows in ctime.
+        let untouched = (old.ctime_ns, old.mtime_ns, old.mode, old.uid, old.gid)
+            == (new.ctime_ns, new.mtime_ns, new.mode, new.uid, new.gid);
+        return if untouched { Verdict::Refresh } else { Verdict::Attributes };
     }
     let time_differs = held_time(old.mtime_ns, holds) != held_time(new.mtime_ns, holds);
     if new.kind == Kind::File && time_differs { Verdict::Send } else { Verdict::Refresh }
@@ -265,6 +268,13 @@ mod tests {
         let same_ms = file(|s| s.mtime_ns += 5);
         assert_eq!(after_read(&row(Kind::File), &same_ms, &[1; 20], B2.holds), Verdict::Refresh);
         assert_eq!(after_read(&row(Kind::File), &same_ms, &[2; 20], B2.holds), Verdict::Send);
+    }
+
+    #[test]
+    fn an_unsettled_file_that_was_not_touched_costs_a_look_and_no_write() {
+        assert_eq!(after_read(&row(Kind::File), &stat(Kind::File), &[1; 20], DIR.holds), Verdict::Refresh);
+        let acl = file(|s| s.ctime_ns += 9);
+        assert_eq!(after_read(&row(Kind::File), &acl, &[1; 20], DIR.holds), Verdict::Attributes);
     }
 
     #[test]

@@ -14,16 +14,20 @@ use rustix::process::{Pid, Signal, kill_process};
 fn bin_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo)
-            .args(["build", "--quiet", "--bins", "-p", "tracker", "-p", "syncer"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(status.success(), "the programs do not build");
-        // target/debug/deps/test-name → target/debug
+        // target/debug/deps/test-name, or target/release/bench-name
         let exe = std::env::current_exe().unwrap();
-        exe.parent().and_then(Path::parent).unwrap().to_owned()
+        let mut dir = exe.parent().unwrap();
+        if dir.ends_with("deps") {
+            dir = dir.parent().unwrap();
+        }
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        build.args(["build", "--quiet", "--bins", "-p", "tracker", "-p", "syncer"]);
+        if dir.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+        assert!(status.success(), "the programs do not build");
+        dir.to_owned()
     })
 }
 
@@ -84,6 +88,10 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn signal(&self, signal: Signal) {

@@ -247,3 +247,31 @@ fn an_excluded_path_is_kept_at_the_destination_even_when_its_parent_goes() {
     world.saw("a/b/x.tmp", Scope::SelfOnly, Mask::MODIFY);
     assert_eq!(world.run("copy").files_sent, 0);
 }
+
+#[test]
+fn a_destination_that_shows_another_directory_gets_nothing() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::rename(world.path("copy"), world.path("unplugged")).unwrap();
+    fs::create_dir(world.path("copy")).unwrap();
+    fs::write(world.source().join("new"), "n").unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Config, 0), "{}", report.text());
+    assert_eq!(fs::read_dir(world.path("copy")).unwrap().count(), 0, "not even our own directory is made");
+    fs::remove_dir(world.path("copy")).unwrap();
+    fs::rename(world.path("unplugged"), world.path("copy")).unwrap();
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    same(&world);
+}
+
+#[test]
+fn files_that_were_just_written_are_read_again_and_nothing_is_sent() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent, report.others_sent), (Exit::Ok, 0, 0), "{}", report.text());
+}

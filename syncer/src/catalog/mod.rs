@@ -74,6 +74,24 @@ impl Catalog {
         })
     }
 
+    /// What the destination said it is, at the first run.
+    pub fn destination(&self) -> Result<Option<String>, DatabaseError> {
+        self.conn
+            .query_row("SELECT destination FROM meta", [], |r| r.get(0))
+            .map_err(self.fail("read the destination's identity"))
+    }
+
+    /// Remembered at the first run; later it is the same.
+    pub fn set_destination(&mut self, identity: &str) -> Result<(), DatabaseError> {
+        if self.destination()?.is_some() {
+            return Ok(());
+        }
+        self.write("store the destination's identity", |tx| {
+            tx.execute("UPDATE meta SET destination = ?1", [identity])?;
+            Ok(())
+        })
+    }
+
     /// The identity a root was built from, if it is known here.
     pub fn root_identity(&self, name: &str) -> Result<Option<Identity>, DatabaseError> {
         let text: Option<String> = self

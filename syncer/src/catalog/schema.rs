@@ -9,6 +9,7 @@ pub const MIGRATIONS: &[M<'static>] = &[M::up(
         one INTEGER PRIMARY KEY CHECK (one = 1),
         catalog_id BLOB NOT NULL,
         journal_id BLOB,
+        destination TEXT,
         acked INTEGER NOT NULL,
         revision INTEGER NOT NULL,
         recorded INTEGER NOT NULL

@@ -173,12 +173,14 @@ pub struct Calls {
 #[async_trait]
 pub trait Store: Send + Sync {
     fn holds(&self) -> Holds;
-    /// Once, before anything else: rights, free space, that the place is the one meant.
-    async fn begin(&self) -> Result<(), StoreError>;
-    /// Instead of `begin`, where nothing will be written: `list` and `newest` work after it.
-    async fn begin_reading(&self) -> Result<(), StoreError> {
-        self.begin().await
-    }
+    /// Once, before anything else: that the place is there, and the rights. Writes nothing; `list`, `newest` and
+    /// `identity` work after it.
+    async fn open(&self) -> Result<(), StoreError>;
+    /// Names the place itself: the bucket's id, the directory's filesystem and inode. Another one with the same name
+    /// has another identity.
+    fn identity(&self) -> String;
+    /// Once, after `open` and before the first `put`: makes what writing needs.
+    async fn prepare(&self) -> Result<(), StoreError>;
     async fn put(&self, put: Put) -> Result<Receipt, StoreError>;
     /// What is gone already is success.
     async fn remove(&self, remove: Remove) -> Result<(), StoreError>;

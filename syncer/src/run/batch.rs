@@ -1,7 +1,7 @@
 //! From looks to a plan: what is written to the catalog at once, what is sent, and what is owed. The only I/O is
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
@@ -54,15 +54,13 @@ pub struct Owed {
 }
 
 /// A batch, planned. The sends go in this order: directories, then the rest at once, then links, then the attributes
-/// of directories whose content moved.
+/// of directories whose content changed.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub changes: Vec<Change>,
     pub dirs: Vec<Op>,
     pub nodes: Vec<Op>,
     pub links: Vec<Op>,
-    /// Directories whose times have to be set once everything below them is in place.
-    pub touched: BTreeSet<(usize, RelPath)>,
     pub owed: Vec<Owed>,
     pub tally: Tally,
 }
@@ -230,7 +228,6 @@ impl Planner<'_> {
             }
             Verdict::Attributes if op.stat.kind.is_dir() => {
                 op.action = Action::MakeDir; // an adopted one may be missing by now
-                plan.touched.insert((op.root, op.path.clone()));
                 plan.dirs.push(op);
             }
             Verdict::Attributes => plan.nodes.push(op),
@@ -251,12 +248,10 @@ impl Planner<'_> {
             Kind::Symlink => Action::Symlink,
             _ => Action::Special,
         };
-        self.touch(plan, op.root, &op.path);
         if op.action == Action::MakeDir {
-            plan.touched.insert((op.root, op.path.clone()));
-            plan.dirs.push(op);
+            plan.dirs.push(op)
         } else {
-            plan.nodes.push(op);
+            plan.nodes.push(op)
         }
         Ok(())
     }
@@ -287,17 +282,10 @@ impl Planner<'_> {
                 plan.owed.push(owed(&op, Class::Kind, format!("{} has to go first", other.path())));
                 continue;
             }
-            self.touch(plan, op.root, &op.path);
             op.action = Action::LinkTo(to.clone());
             plan.links.push(op);
         }
         Ok(())
-    }
-
-    fn touch(&self, plan: &mut Plan, root: usize, path: &RelPath) {
-        if let Some(parent) = path.parent().filter(|_| self.holds.attributes) {
-            plan.touched.insert((root, parent));
-        }
     }
 
     /// The row after nothing but its local side changed, or after an adoption.

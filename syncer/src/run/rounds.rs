@@ -1,6 +1,6 @@
 //! A round: what the tracker saw, then what is owed, in batches of examine, intents, send and receipts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
@@ -10,7 +10,7 @@ use shared::path::RelPath;
 
 use super::batch::{self, Action, Op, Owed, Plan, Planner};
 use super::machine::Event;
-use super::send::{Outcome, without_failed_leaders};
+use super::send::{Outcome, sort_links};
 use super::source::{Source, Work};
 use super::{Run, RunError};
 use crate::catalog::{CatalogRoot, Change, Key, NewIntent};
@@ -157,28 +157,37 @@ impl Run {
     }
 
     pub(super) async fn send(&mut self) -> Result<(), RunError> {
-        let Plan { dirs, nodes, links, touched, .. } = &mut self.plan;
+        let Plan { dirs, nodes, links, .. } = &mut self.plan;
         let (dirs, nodes, links) = (std::mem::take(dirs), std::mem::take(nodes), std::mem::take(links));
-        let touched = std::mem::take(touched);
         let Some(sender) = &self.sender else { return Ok(()) };
         let mut outcomes = sender.send_in_order(dirs, &self.grounds).await;
         outcomes.extend(sender.send_all(nodes, &self.grounds).await);
-        let failed: HashSet<(usize, RelPath)> =
-            outcomes.iter().filter(|o| o.result.is_err()).map(|o| (o.op.root, o.op.path.clone())).collect();
-        let (links, orphans) = without_failed_leaders(links, &failed);
-        outcomes.extend(sender.send_all(links, &self.grounds).await);
+        let links = sort_links(links, &outcomes);
+        outcomes.extend(links.stand);
+        outcomes.extend(sender.send_all(links.make, &self.grounds).await);
         let mut last = Vec::new();
-        for (root, dir) in touched {
-            let Some(ground) = &self.grounds[root] else { continue };
-            if !failed.contains(&(root, dir.clone())) {
+        for (root, dir) in self.touched_by(&outcomes) {
+            if let Some(ground) = &self.grounds[root] {
                 last.extend(batch::touch_op(ground, &self.parts.catalog, root, &dir, self.head)?);
             }
         }
         outcomes.extend(sender.send_all(last, &self.grounds).await);
         self.outcomes = outcomes;
         let reason = "the file it is a name of was not sent";
-        self.owed.extend(orphans.iter().map(|op| batch::owed(op, Class::Busy, reason.into())));
+        self.owed.extend(links.orphans.iter().map(|op| batch::owed(op, Class::Busy, reason.into())));
         Ok(())
+    }
+
+    /// Directories whose attributes have to be set once everything below them is in place: those that were made, and
+    /// the parents of what was sent.
+    fn touched_by(&self, outcomes: &[Outcome]) -> BTreeSet<(usize, RelPath)> {
+        let holds = self.sender.as_ref().is_some_and(|s| s.store.holds().attributes);
+        let sent = outcomes.iter().filter(|o| holds && o.result.as_ref().is_ok_and(|done| done.sent));
+        let dirs = sent.filter(|o| o.op.action != Action::Attributes).flat_map(|o| {
+            let itself = (o.op.action == Action::MakeDir).then(|| o.op.path.clone());
+            o.op.path.parent().into_iter().chain(itself).map(|dir| (o.op.root, dir))
+        });
+        dirs.collect()
     }
 
     /// What is confirmed must be durable before the catalog says so.
@@ -195,8 +204,8 @@ impl Run {
         for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
             let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
             match result {
-                Ok(row) => {
-                    changes.push(Change::Put { root, key: key.clone(), row });
+                Ok(done) => {
+                    changes.push(Change::Put { root, key: key.clone(), row: done.row });
                     fulfilled.push((root, key));
                 }
                 Err(failure) => {

@@ -1,7 +1,7 @@
 //! Carrying out the operations of a batch: reading and hashing on blocking threads, requests at the same time, memory
 //! bounded by the bytes of small files in flight.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,13 @@ pub struct Failure {
 /// An operation and the row it left, or why there is none.
 pub struct Outcome {
     pub op: Op,
-    pub result: Result<Row, Failure>,
+    pub result: Result<Done, Failure>,
+}
+
+/// The row to write, and whether the destination changed for it.
+pub struct Done {
+    pub row: Row,
+    pub sent: bool,
 }
 
 pub struct Sender {
@@ -129,12 +135,34 @@ fn collect(
     }
 }
 
-/// Operations whose leader was not sent must not become links to what it was before.
-pub fn without_failed_leaders(links: Vec<Op>, failed: &HashSet<(usize, RelPath)>) -> (Vec<Op>, Vec<Op>) {
-    links.into_iter().partition(|op| match &op.action {
-        Action::LinkTo(leader) => !failed.contains(&(op.root, leader.clone())),
-        _ => true,
-    })
+/// Links, sorted by what became of the name they follow.
+#[derive(Default)]
+pub struct Links {
+    /// To be made.
+    pub make: Vec<Op>,
+    /// The content turned out to be what the destination has, and the link stands.
+    pub stand: Vec<Outcome>,
+    /// The leader was not sent: a link would be one to what it was before.
+    pub orphans: Vec<Op>,
+}
+
+pub fn sort_links(links: Vec<Op>, outcomes: &[Outcome]) -> Links {
+    let leaders: HashMap<(usize, &RelPath), &Outcome> =
+        outcomes.iter().map(|o| ((o.op.root, &o.op.path), o)).collect();
+    let mut sorted = Links::default();
+    for op in links {
+        let Action::LinkTo(to) = &op.action else { continue };
+        let own = op.row.as_ref().filter(|row| row.has_object() && row.stat.ino == op.stat.ino);
+        match (leaders.get(&(op.root, to)).map(|o| &o.result), own) {
+            (Some(Err(_)), _) => sorted.orphans.push(op),
+            (Some(Ok(done)), Some(own)) if !done.sent => {
+                let row = Row { stat: op.stat, object: own.object.clone(), ..done.row.clone() };
+                sorted.stand.push(Outcome { op, result: Ok(Done { row, sent: false }) });
+            }
+            _ => sorted.make.push(op),
+        }
+    }
+    sorted
 }
 
 /// One operation under way.
@@ -160,7 +188,7 @@ struct Prepared {
 }
 
 impl One {
-    async fn send(&self, op: &Op) -> Result<Row, Failure> {
+    async fn send(&self, op: &Op) -> Result<Done, Failure> {
         let kib = match &op.action {
             Action::Content { .. } if op.stat.size <= limits::SMALL_FILE_BYTES => {
                 op.stat.size.div_ceil(1024) as u32
@@ -176,13 +204,14 @@ impl One {
         self.put(op, prepared).await
     }
 
-    async fn put(&self, op: &Op, prepared: Prepared) -> Result<Row, Failure> {
+    async fn put(&self, op: &Op, prepared: Prepared) -> Result<Done, Failure> {
         let Prepared { stat, body, target, xattrs, handle, same, looked_ns } = prepared;
         let old_object = op.row.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let old_sha1 = op.row.as_ref().and_then(|r| r.sha1);
         if let Some((sha1, Verdict::Refresh)) = same {
             self.progress.unchanged.fetch_add(1, Ordering::Relaxed);
-            return Ok(examine::made_row(&stat, Some(sha1), old_object, handle, looked_ns));
+            let row = examine::made_row(&stat, Some(sha1), old_object, handle, looked_ns);
+            return Ok(Done { row, sent: false });
         }
         let attributes_only = same.is_some() || op.action == Action::Attributes;
         let what = match (&op.action, body) {
@@ -208,7 +237,7 @@ impl One {
             // Nobody read the content now: an equal stat proves it only as far as it did before.
             row.settled &= op.row.as_ref().is_some_and(|r| r.settled);
         }
-        Ok(row)
+        Ok(Done { row, sent: true })
     }
 }
 

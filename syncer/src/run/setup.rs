@@ -101,7 +101,16 @@ impl Run {
     pub(super) async fn begin_store(&mut self) -> Result<(), RunError> {
         let Some(leg) = &self.leg_row else { return Ok(()) };
         let store = (self.parts.make_store)(leg)?;
-        store.begin().await?;
+        store.open().await?;
+        let destination = store.identity();
+        if let Some(known) = self.parts.catalog.destination()?.filter(|known| *known != destination) {
+            return Err(RunError::Config(format!(
+                "The destination of the leg `{}` is not the one its catalog was built for: {known} expected, {destination} seen. Nothing was sent. Mount the right disk (or correct the bucket); if the new place is meant, give the leg another name",
+                leg.name
+            )));
+        }
+        store.prepare().await?;
+        self.parts.catalog.set_destination(&destination)?;
         self.sender = Some(Sender {
             store,
             prefixes: self.roots.iter().map(|r| r.prefix.clone()).collect(),

@@ -80,7 +80,7 @@ impl B2Store {
         self.apart.load(Ordering::Relaxed)
     }
 
-    async fn open(&self) -> Result<Opened, Failure> {
+    async fn find_bucket(&self) -> Result<Opened, Failure> {
         let session = self.client.authorized().await?;
         let allowed = session.storage.allowed();
         self.check_rights(&allowed)?;
@@ -271,12 +271,20 @@ impl Store for B2Store {
         Holds { all_kinds: false, attributes: false, hard_links: false, writers: true, nanoseconds: false }
     }
 
-    async fn begin(&self) -> Result<(), StoreError> {
+    async fn open(&self) -> Result<(), StoreError> {
         let opened = self
-            .open()
+            .find_bucket()
             .await
             .map_err(|f| f.into_store_error("use", format!("the bucket {}", self.bucket)))?;
         self.opened.get_or_init(|| opened);
+        Ok(())
+    }
+
+    fn identity(&self) -> String {
+        self.opened.get().map(|opened| opened.bucket_id.clone()).unwrap_or_default()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
         Ok(())
     }
 

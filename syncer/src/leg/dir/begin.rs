@@ -13,7 +13,7 @@ use shared::exit::Exit;
 use shared::identity::Identity;
 use shared::path::RelPath;
 
-use super::{Inner, STATE, Writing, failed, missed, state, trash};
+use super::{Inner, Place, STATE, Writing, failed, missed, state, trash};
 use crate::leg::{Problem, StoreError};
 use crate::tree::beneath::{self, Beneath, Miss};
 
@@ -40,17 +40,30 @@ impl Rights {
 }
 
 impl Inner {
-    pub fn begin(&self) -> Result<(), StoreError> {
+    /// Changes nothing, so it takes no lock and asks for no room.
+    pub fn open(&self) -> Result<(), StoreError> {
         let destination = self.setup.destination.display();
-        let below = self.open()?;
+        let below = Beneath::open(&self.setup.destination).map_err(|e| {
+            self.refuse(format!("{e}; it must be a directory: make it, or mount the disk it is on"))
+        })?;
         self.refuse_nesting(&below)?;
         let (identity, _) =
             Identity::of(below.root()).map_err(|e| failed(OP, &destination, io::Error::other(e)))?;
         let disk = identity.to_string();
-        self.check_room(below.root(), &disk)?;
-        let newest_ns = newest_trace(&below).map_err(|e| failed("look at", state("trash"), e))?;
+        let identity =
+            serde_json::to_string(&identity).map_err(|e| failed(OP, &destination, io::Error::other(e)))?;
+        let first = self.place.set(Place { below, identity, disk }).is_ok();
+        assert!(first, "`open` is called once");
+        Ok(())
+    }
 
-        let tmp = self.state_dir(&below, "tmp")?;
+    pub fn prepare(&self) -> Result<(), StoreError> {
+        let destination = self.setup.destination.display();
+        let Place { below, disk, .. } = self.place();
+        self.check_room(below.root(), disk)?;
+        let newest_ns = newest_trace(below).map_err(|e| failed("look at", state("trash"), e))?;
+
+        let tmp = self.state_dir(below, "tmp")?;
         lock(tmp.as_fd()).map_err(|problem| match problem {
             Errno::WOULDBLOCK => {
                 let message = "another run is writing to it";
@@ -58,7 +71,7 @@ impl Inner {
             }
             e => failed("lock", state("tmp"), e),
         })?;
-        let trash = trash::Trash::new(self.state_dir(&below, "trash")?, self.setup.run)
+        let trash = trash::Trash::new(self.state_dir(below, "trash")?, self.setup.run)
             .map_err(|e| failed("open", state("trash"), e))?;
         let now_ns = self.setup.clock.wall_ns();
         let due = trash
@@ -76,22 +89,9 @@ impl Inner {
         if !(rights.owners && rights.devices) {
             tracing::info!(%destination, ?rights, "Owners or devices cannot be set here; the catalog keeps them");
         }
-        let first = self.writing.set(Writing { tmp, trash, rights, disk }).is_ok();
-        assert!(first & self.below.set(below).is_ok(), "`begin` is called once");
+        let first = self.writing.set(Writing { tmp, trash, rights }).is_ok();
+        assert!(first, "`prepare` is called once");
         Ok(())
-    }
-
-    /// Changes nothing, so it takes no lock and asks for no room.
-    pub fn begin_reading(&self) -> Result<(), StoreError> {
-        let first = self.below.set(self.open()?).is_ok();
-        assert!(first, "`begin_reading` is called once");
-        Ok(())
-    }
-
-    fn open(&self) -> Result<Beneath, StoreError> {
-        Beneath::open(&self.setup.destination).map_err(|e| {
-            self.refuse(format!("{e}; it must be a directory: make it, or mount the disk it is on"))
-        })
     }
 
     /// A name in `.longshore/tmp` that no other run and no other thread takes.

@@ -45,22 +45,28 @@ pub struct DirStore {
 
 struct Inner {
     setup: Setup,
-    /// The destination, opened by `begin` or `begin_reading`.
-    below: OnceLock<Beneath>,
+    place: OnceLock<Place>,
     writing: OnceLock<Writing>,
     listing: Mutex<Option<listing::Paused>>,
     temp_count: AtomicU64,
     unset_count: AtomicU64,
 }
 
-/// What `begin` made ready.
+/// The destination, as `open` found it.
+struct Place {
+    below: Beneath,
+    /// All that names the directory, as JSON.
+    identity: String,
+    /// Filesystem and UUID, for messages.
+    disk: String,
+}
+
+/// What `prepare` made ready.
 struct Writing {
     /// Open for reading, and locked against a second run.
     tmp: Arc<OwnedFd>,
     trash: trash::Trash,
     rights: begin::Rights,
-    /// Filesystem and UUID, for messages.
-    disk: String,
 }
 
 impl DirStore {
@@ -68,7 +74,7 @@ impl DirStore {
         DirStore {
             inner: Arc::new(Inner {
                 setup,
-                below: OnceLock::new(),
+                place: OnceLock::new(),
                 writing: OnceLock::new(),
                 listing: Mutex::new(None),
                 temp_count: AtomicU64::new(0),
@@ -102,12 +108,16 @@ impl Store for DirStore {
         Holds { all_kinds: true, attributes: true, hard_links: true, writers: false, nanoseconds: true }
     }
 
-    async fn begin(&self) -> Result<(), StoreError> {
-        self.run(Inner::begin).await
+    async fn open(&self) -> Result<(), StoreError> {
+        self.run(Inner::open).await
     }
 
-    async fn begin_reading(&self) -> Result<(), StoreError> {
-        self.run(Inner::begin_reading).await
+    fn identity(&self) -> String {
+        self.inner.place().identity.clone()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        self.run(Inner::prepare).await
     }
 
     async fn put(&self, put: Put) -> Result<Receipt, StoreError> {
@@ -148,8 +158,12 @@ impl Store for DirStore {
 }
 
 impl Inner {
+    fn place(&self) -> &Place {
+        self.place.get().expect("`open` comes before everything else")
+    }
+
     fn below(&self) -> &Beneath {
-        self.below.get().expect("`begin` or `begin_reading` comes before everything else")
+        &self.place().below
     }
 
     fn writing(&self) -> &Writing {

@@ -93,7 +93,7 @@ impl Inner {
     ) -> Result<Receipt, StoreError> {
         let writing = self.writing();
         self.spot(&put.dest, false)?;
-        self.check_room(self.below().root(), &writing.disk)?;
+        self.check_room(self.below().root(), &self.place().disk)?;
         let temp = self.temp_name();
         let placed = make(&temp).and_then(|sha1| {
             let stat = self.below().stat_name(writing.tmp.as_fd(), temp.as_bytes());
@@ -223,7 +223,7 @@ impl Inner {
                 at += got as u64;
                 unchecked += got as u64;
                 if unchecked >= ROOM_CHECK_BYTES {
-                    self.check_room(self.below().root(), &self.writing().disk)?;
+                    self.check_room(self.below().root(), &self.place().disk)?;
                     unchecked = 0;
                 }
             }

@@ -73,7 +73,7 @@ async fn our_own_objects_are_left_out_and_names_that_stand_apart_come_without_a_
     fixture.put(".longshore/head", small(b"of a user")).await.unwrap();
     // Not by way of the store: the leg's own head, and a name of somebody else.
     let other = store(&fixture.emulator, "", fixture.emulator.key(), tuning());
-    other.begin().await.unwrap();
+    other.open().await.unwrap();
     for name in ["mirror/.longshore/head", "mirror/‛x"] {
         other.put(put(path(name.as_bytes()), small(b"x"))).await.unwrap();
     }

@@ -46,7 +46,7 @@ impl Fixture {
     async fn tuned(prefix: &str, tuning: Tuning) -> Self {
         let emulator = emulator();
         let store = store(&emulator, prefix, emulator.key(), tuning);
-        store.begin().await.unwrap();
+        store.open().await.unwrap();
         Fixture { emulator, store }
     }
 

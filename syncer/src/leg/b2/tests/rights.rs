@@ -23,7 +23,7 @@ fn key(
 /// How the run is stopped at its beginning.
 async fn refusal(emulator: &Emulator, prefix: &str, key: (String, String)) -> (Exit, String) {
     let (key_id, secret) = key.clone();
-    let error = store(emulator, prefix, key, tuning()).begin().await.unwrap_err();
+    let error = store(emulator, prefix, key, tuning()).open().await.unwrap_err();
     let text = error.to_string();
     let Problem::Stop(exit) = error.problem else { panic!("{text}") };
     assert!(text.contains(&key_id) && !text.contains(&secret), "{text}");
@@ -36,7 +36,7 @@ async fn a_key_that_can_only_write_below_the_prefix_is_enough() {
     for capabilities in [&["listFiles", "writeFiles"][..], &["listBuckets", "listFiles", "writeFiles"]] {
         let key = key(&emulator, capabilities, Some(BUCKET), Some("mirror/"));
         let store = store(&emulator, "mirror", key, tuning());
-        store.begin().await.unwrap();
+        store.open().await.unwrap();
         store.put(put(path(b"a"), small(b"x"))).await.unwrap();
         store.put(put(path(b"large"), TestFile::new(&content(3 * PART_BYTES)).body())).await.unwrap();
         assert_eq!(store.list(&RelPath::root(), None).await.unwrap().objects.len(), 2);
@@ -87,7 +87,7 @@ async fn a_bucket_that_is_not_there_is_named_with_key_and_endpoint() {
     let emulator = emulator();
     let leg = B2Leg { bucket: "bucket-9".into(), ..leg(&emulator, "") };
     let store = B2Store::tuned(&leg, credentials(emulator.key()), "w", 1, tuning()).unwrap();
-    let error = store.begin().await.unwrap_err();
+    let error = store.open().await.unwrap_err();
     assert_eq!(error.problem, Problem::Stop(Exit::Config));
     for part in ["bucket-9", &emulator.key().0, &emulator.endpoint()] {
         assert!(error.to_string().contains(part), "{error}");
@@ -121,7 +121,7 @@ async fn an_endpoint_that_does_not_answer_is_tried_later() {
     drop(listener);
     let leg = B2Leg { bucket: BUCKET.into(), prefix: RelPath::root(), endpoint, key_files: None };
     let store = B2Store::tuned(&leg, credentials(("id".into(), "key".into())), "w", 1, tuning()).unwrap();
-    let error = store.begin().await.unwrap_err();
+    let error = store.open().await.unwrap_err();
     assert_eq!((error.problem, error.outcome_unknown), (Problem::TryLater(None), false));
 }
 

@@ -279,7 +279,8 @@ fn without_rights_the_content_arrives_and_the_rest_is_counted() {
     drop(scene.store);
     let store = DirStore::new(setup(scene.dir.path()));
     without_rights(|| {
-        store.inner.begin().unwrap();
+        store.inner.open().unwrap();
+        store.inner.prepare().unwrap();
         store.inner.put(&file).unwrap();
         store.inner.put(&dir).unwrap();
         store.inner.put(&set_dir).unwrap();

@@ -57,7 +57,8 @@ pub(super) fn scene() -> Scene {
     fs::create_dir(dir.path().join("dest")).unwrap();
     let tree = ProvenTree::open(&dir.path().join("src")).unwrap();
     let store = DirStore::new(setup(dir.path()));
-    wait(store.begin()).unwrap();
+    wait(store.open()).unwrap();
+    wait(store.prepare()).unwrap();
     Scene { dir, tree, store }
 }
 

@@ -12,7 +12,8 @@ use crate::tree::testing::{Mounted, is_root};
 
 fn begin(setup: Setup) -> Result<DirStore, StoreError> {
     let store = DirStore::new(setup);
-    wait(store.begin()).map(|()| store)
+    wait(store.open())?;
+    wait(store.prepare()).map(|()| store)
 }
 
 fn refusal(setup: Setup) -> StoreError {
@@ -173,13 +174,13 @@ fn reading_alone_changes_nothing_and_waits_for_nobody() {
     let scene = scene();
     let receipt = scene.write("f", b"");
     let reader = DirStore::new(setup(scene.dir.path()));
-    wait(reader.begin_reading()).unwrap();
+    wait(reader.open()).unwrap();
     assert_eq!(wait(reader.newest(&p("f"))).unwrap().unwrap().object, receipt.object);
     assert_eq!(wait(reader.list(&RelPath::root(), None)).unwrap().objects.len(), 2);
     drop((reader, scene.store));
     fs::remove_dir_all(scene.dir.path().join("dest/.longshore")).unwrap();
     let reader = DirStore::new(setup(scene.dir.path()));
-    wait(reader.begin_reading()).unwrap();
+    wait(reader.open()).unwrap();
     assert!(!scene.dir.path().join("dest/.longshore").exists());
 }
 
