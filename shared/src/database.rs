@@ -48,6 +48,8 @@ impl DatabaseError {
                 DatabaseError::NotSqlite { path }
             }
             Some(ErrorCode::DiskFull) => DatabaseError::Full { path },
+            // The shared-memory file cannot grow: SQLite calls that an I/O error.
+            Some(ErrorCode::SystemIoFailure) if disk_is_full(&path) => DatabaseError::Full { path },
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
                 DatabaseError::Denied { path, source }
             }
@@ -59,6 +61,10 @@ impl DatabaseError {
     pub fn is_permanent(&self) -> bool {
         !matches!(self, DatabaseError::Sqlite { .. })
     }
+}
+
+fn disk_is_full(path: &Path) -> bool {
+    path.parent().and_then(|dir| rustix::fs::statvfs(dir).ok()).is_some_and(|fs| fs.f_bavail == 0)
 }
 
 const OPEN: &str = "open";

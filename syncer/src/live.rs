@@ -111,7 +111,7 @@ pub fn parts(
 fn open_tree() -> OpenTree {
     Box::new(|root| {
         let tree = ProvenTree::open(&root.path)
-            .map_err(|e| format!("The root `{}` cannot be opened: {e}", root.name))?;
+            .map_err(|e| format!("The root `{}` is not proven: {e}", root.name))?;
         let identity = tree.identity().clone();
         Ok((Arc::new(tree) as Arc<dyn Tree>, identity))
     })

@@ -30,10 +30,7 @@ impl Run {
                     let id = self.parts.catalog.put_root(root.name.as_str(), &leg_root.prefix, &identity)?;
                     (Ok(tree), Some(id))
                 }
-                Err(reason) => {
-                    tracing::warn!(root = %root.name, "{reason}");
-                    (Err(reason), None)
-                }
+                Err(reason) => (Err(reason), None),
             };
             let rules = Arc::new(root.rules);
             self.grounds.push(match (&proof, catalog) {

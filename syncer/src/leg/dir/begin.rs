@@ -124,7 +124,8 @@ impl Inner {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let root = match rustix::fs::open(source, flags, Mode::empty()) {
                 Ok(root) => root,
-                Err(Errno::NOENT) => continue, // not mounted now: nothing of it is read in this run
+                // Not there now: nothing of it is read in this run.
+                Err(Errno::NOENT | Errno::NOTDIR) => continue,
                 Err(e) => return Err(error(e.into())),
             };
             if lies_within(below.root(), root.as_fd()).map_err(error)? {
