@@ -37,14 +37,10 @@ pub const CONTROL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Paths that one batch of a run examines, plans, sends and commits together.
 pub const BATCH_PATHS: usize = 4_096;
-/// Bytes of file content that one batch may hold in flight before the next is begun.
-pub const BATCH_BYTES: u64 = 1 << 30;
 /// Files up to this size are read once into memory and hashed there.
 pub const SMALL_FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of small files in memory at once.
 pub const SMALL_FILES_IN_FLIGHT_BYTES: u64 = 64 * 1024 * 1024;
-/// Names of one directory held in memory by a sorted walk.
-pub const WALK_DIR_NAMES_MAX: usize = 200_000;
 /// mtime and ctime must be older than this at the look for a row to be settled: dirty_expire, writeback and the
 /// coarsest timestamp granularity, by the filesystem's clock.
 pub const SETTLE_AGE: Duration = Duration::from_secs(60);
@@ -53,9 +49,7 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(6 * 3600);
 /// A deferred row that has failed for longer than this makes the run exit 3.
 pub const DEFERRED_TOLERATED: Duration = Duration::from_secs(3 * 24 * 3600);
-/// Attempts on a busy file before it is no longer merely waited for.
-pub const BUSY_TRIES: u32 = 5;
-/// Deferred rows of one leg before they collapse to their directories.
+/// Deferred rows of one leg that a listing for people reads.
 pub const DEFERRED_ROWS_MAX: u64 = 100_000;
 /// History rows kept for people.
 pub const HISTORY_ROWS_MAX: u64 = 10_000;

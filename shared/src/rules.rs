@@ -39,9 +39,18 @@ impl Rules {
 
     /// True if the path, or a directory above it, is left out. The root itself never is.
     pub fn excludes(&self, path: &RelPath, is_dir: bool) -> bool {
-        !path.is_root()
-            && !self.matcher.is_empty()
-            && self.matcher.matched_path_or_any_parents(path.as_path(), is_dir).is_ignore()
+        if path.is_root() || self.matcher.is_empty() {
+            return false;
+        }
+        // As git does: below a directory that is left out, nothing can be taken in again.
+        let mut dir = path.parent();
+        while let Some(above) = dir.filter(|d| !d.is_root()) {
+            if self.matcher.matched(above.as_path(), true).is_ignore() {
+                return true;
+            }
+            dir = above.parent();
+        }
+        self.matcher.matched(path.as_path(), is_dir).is_ignore()
     }
 }
 
@@ -67,6 +76,12 @@ mod tests {
         assert!(!excluded(&rules, b"deep/keep.tmp"));
         assert!(excluded(&rules, b"deep/cache/file"));
         assert!(!excluded(&rules, b"deep/cache"), "the pattern asks for a directory");
+    }
+
+    #[test]
+    fn nothing_below_a_directory_that_is_left_out_is_taken_in_again() {
+        let rules = rules(&["cache/", "!cache/keep"]);
+        assert!(excluded(&rules, b"cache/keep"));
     }
 
     #[test]

@@ -39,6 +39,12 @@ pub enum Command {
         /// Say what would be done; nothing is written anywhere
         #[arg(long)]
         dry_run: bool,
+        /// Compare everything with the destination's own listing
+        #[arg(long)]
+        full: bool,
+        /// Let up to N deletes that wait pass the guard, this once
+        #[arg(long, value_name = "N")]
+        allow_deletes: Option<u64>,
     },
     /// Sync now, and again whenever something changed, until stopped
     Watch {

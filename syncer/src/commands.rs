@@ -14,7 +14,8 @@ use crate::args::{Args, Command, ConfigCommand};
 use crate::credentials::Environment;
 use crate::live::{self, LiveError};
 use crate::report::{Report, Trouble, bytes};
-use crate::run::{Progress, Run};
+pub use crate::run::Wish;
+use crate::run::{Progress, Rest, Run};
 use crate::{dry, status, watch};
 
 /// What every command has.
@@ -35,10 +36,12 @@ pub async fn execute(args: Args, environment: Environment, stop: Arc<AtomicBool>
     };
     let context = Context { config, environment, json: args.common.json, quiet: args.common.quiet, stop };
     match args.command {
-        Command::Run { legs, dry_run } => run(&context, &legs, dry_run).await,
+        Command::Run { legs, dry_run, full, allow_deletes } => {
+            run(&context, &legs, dry_run, Wish { full, allow_deletes }).await
+        }
         Command::Watch { legs } => {
             let Some(legs) = select(&context.config, &legs) else { return Ok(Exit::Usage) };
-            watch::watch(&context, &legs).await
+            Ok(watch::watch(&context, &legs).await)
         }
         Command::Status { legs } => {
             let Some(legs) = select(&context.config, &legs) else { return Ok(Exit::Usage) };
@@ -78,11 +81,12 @@ fn select<'a>(config: &'a Config, names: &[String]) -> Option<Vec<&'a Leg>> {
     Some(legs)
 }
 
-async fn run(context: &Context, names: &[String], dry_run: bool) -> anyhow::Result<Exit> {
+async fn run(context: &Context, names: &[String], dry_run: bool, wish: Wish) -> anyhow::Result<Exit> {
     let Some(legs) = select(&context.config, names) else { return Ok(Exit::Usage) };
     let mut exits = Vec::new();
     for leg in legs {
-        let report = if dry_run { dry::run(context, leg).await } else { run_leg(context, leg).await };
+        let report =
+            if dry_run { dry::run(context, leg, wish).await } else { run_leg(context, leg, wish).await };
         print(context, &report)?;
         exits.push(report.exit);
         if context.stop.load(Ordering::Relaxed) {
@@ -93,23 +97,35 @@ async fn run(context: &Context, names: &[String], dry_run: bool) -> anyhow::Resu
 }
 
 /// One run of one leg, with its lock, its progress bar and its marker. What keeps it from starting is a report too.
-pub async fn run_leg(context: &Context, leg: &Leg) -> Report {
+async fn run_leg(context: &Context, leg: &Leg, wish: Wish) -> Report {
+    let report = run_leg_with(context, leg, wish, None).await;
+    write_marker(context, leg, &report);
+    report
+}
+
+/// The same, with what it does between its rounds if it is to go on.
+pub async fn run_leg_with(
+    context: &Context,
+    leg: &Leg,
+    wish: Wish,
+    rest: Option<Box<dyn Rest + '_>>,
+) -> Report {
     let progress = Arc::new(Progress::default());
     let opened = live::lock_leg(&context.config, leg).and_then(|lock| {
         let (config, stop) = (&context.config, context.stop.clone());
         let catalog = live::catalog_path(config, leg);
         Ok((lock, live::parts(config, leg, &context.environment, progress.clone(), stop, &catalog)?))
     });
-    let (_lock, parts) = match opened {
+    let (_lock, mut parts) = match opened {
         Ok(opened) => opened,
         Err(e) => return refused(leg, &e),
     };
-    let bar = show_progress(context, leg, progress);
-    let report = Run::new(parts).run().await;
+    parts.wish = wish;
+    let bar = if rest.is_none() { show_progress(context, leg, progress) } else { None };
+    let report = Run::new(parts, rest).run().await;
     if let Some(bar) = bar {
         bar.abort();
     }
-    write_marker(context, leg, &report);
     report
 }
 
@@ -123,12 +139,16 @@ pub fn refused(leg: &Leg, e: &LiveError) -> Report {
     report
 }
 
-fn write_marker(context: &Context, leg: &Leg, report: &Report) {
+/// Another run's marker is left alone by one that found it under way.
+pub fn write_marker(context: &Context, leg: &Leg, report: &Report) {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let roots = leg.roots.iter().filter_map(|r| context.config.root(&r.root));
     let source = roots.map(|r| r.path.display().to_string()).collect::<Vec<_>>().join(" ");
     let marker = report.marker(&host, &source, &destination(leg));
     let path = live::marker_path(&context.config, leg);
+    if report.run == 0 && report.exit == Exit::TryLater {
+        return;
+    }
     if let Err(e) = replace(&path, format!("{marker:#}\n").as_bytes(), Durability::Synced) {
         tracing::error!("{e}");
     }

@@ -13,7 +13,7 @@ use crate::commands::{Context, refused};
 use crate::leg::{Calls, Holds, Listed, Page, Put, Receipt, Remove, Store, StoreError, What};
 use crate::live::{self, LiveError};
 use crate::report::Report;
-use crate::run::{Parts, Progress, Run};
+use crate::run::{Parts, Progress, Run, Wish};
 
 /// A store that reads from the real one and writes nowhere.
 struct DryStore {
@@ -79,12 +79,19 @@ impl Store for DryStore {
     fn calls(&self) -> Calls {
         self.inner.calls()
     }
+
+    fn notes(&self) -> Vec<String> {
+        self.inner.notes()
+    }
 }
 
 /// The report of what a run would do now; each path on a line of its own, unless JSON was asked for.
-pub async fn run(context: &Context, leg: &Leg) -> Report {
+pub async fn run(context: &Context, leg: &Leg, wish: Wish) -> Report {
     match parts(context, leg) {
-        Ok((parts, _copies)) => Run::new(parts).run().await,
+        Ok((parts, _copies)) => {
+            let parts = Parts { wish, ..parts };
+            Report { dry_run: true, ..Run::new(parts, None).run().await }
+        }
         Err(e) => refused(leg, &e),
     }
 }

@@ -60,8 +60,9 @@ pub fn compare(row: Option<&Row>, stat: &Stat, mask: Mask, terms: Terms) -> Verd
         Kind::File => compare_file(row, stat, mask, terms, attributes),
         _ => {
             let same_node = row.stat.rdev == stat.rdev && row.stat.size == stat.size;
-            let untouched =
-                row.stat.mtime_ns == stat.mtime_ns && (!terms.stable_inodes || row.stat.ino == stat.ino);
+            // Making a link or a node anew costs nothing, and ext4 gives a new one the inode of the old one.
+            let same_inode = !terms.stable_inodes || is_same_inode(&row.stat, stat);
+            let untouched = row.stat.mtime_ns == stat.mtime_ns && same_inode;
             if same_node && untouched { attributes } else { Verdict::Send }
         }
     }
@@ -72,8 +73,7 @@ fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Ve
     if old.size != stat.size {
         return Verdict::Send;
     }
-    let same_inode = old.ino == stat.ino && old.btime_ns == stat.btime_ns && old.ctime_ns == stat.ctime_ns;
-    let equal = old.mtime_ns == stat.mtime_ns && (same_inode || !terms.stable_inodes);
+    let equal = old.mtime_ns == stat.mtime_ns && (is_same_inode(old, stat) || !terms.stable_inodes);
     let provable = row.settled && (terms.stable_inodes || !mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE));
     if equal && (provable || !mask.may_have_new_content()) {
         return attributes;
@@ -87,6 +87,11 @@ fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Ve
         return attributes;
     }
     if row.sha1.is_some() { Verdict::Compare } else { Verdict::Send }
+}
+
+/// The same inode, in the same generation, untouched since.
+fn is_same_inode(old: &Stat, new: &Stat) -> bool {
+    (old.ino, old.btime_ns, old.ctime_ns) == (new.ino, new.btime_ns, new.ctime_ns)
 }
 
 /// Against a row that only says what a listing said: size and time prove equality, as they do for rclone.
@@ -107,6 +112,11 @@ fn compare_listed(row: &Row, stat: &Stat, terms: Terms) -> Verdict {
 /// After the content was read and its hash is equal or not.
 pub fn after_read(row: &Row, stat: &Stat, sha1: &Sha1, holds: Holds) -> Verdict {
     if row.sha1.as_ref() != Some(sha1) || row.stat.size != stat.size {
+        return Verdict::Send;
+    }
+    // A name that left a group of hard links: its object is still one with the others'.
+    let split = row.stat.ino != stat.ino && (row.stat.nlink > 1 || stat.nlink > 1);
+    if holds.hard_links && split && row.origin == Origin::Made {
         return Verdict::Send;
     }
     if row.origin != Origin::Made && holds.attributes {
@@ -304,6 +314,20 @@ mod tests {
         let link = stat(Kind::Symlink);
         assert_eq!(compare(Some(&row(Kind::File)), &link, Mask::CREATE, B2), Verdict::Displaced);
         assert_eq!(compare(Some(&row(Kind::File)), &link, Mask::CREATE, DIR), Verdict::Send);
+    }
+
+    #[test]
+    fn a_symlink_made_anew_in_the_same_inode_with_the_same_time_is_sent() {
+        let anew = Stat { ctime_ns: 9_000_000_000, btime_ns: Some(8_999_000_000), ..stat(Kind::Symlink) };
+        assert_eq!(compare(Some(&row(Kind::Symlink)), &anew, Mask::CREATE, DIR), Verdict::Send);
+    }
+
+    #[test]
+    fn a_name_that_left_its_hard_links_is_sent_even_with_equal_content() {
+        let linked = Row { stat: Stat { nlink: 2, ..stat(Kind::File) }, ..row(Kind::File) };
+        let alone = file(|s| s.ino = 99);
+        assert_eq!(after_read(&linked, &alone, &[1; 20], DIR.holds), Verdict::Send);
+        assert_eq!(after_read(&linked, &alone, &[1; 20], B2.holds), Verdict::Refresh);
     }
 
     #[test]

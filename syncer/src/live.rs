@@ -21,7 +21,7 @@ use crate::credentials::{Credentials, CredentialsError, Environment};
 use crate::leg::b2::store::B2Store;
 use crate::leg::dir::{DirStore, Setup};
 use crate::leg::{Problem, Store, StoreError};
-use crate::run::{MakeStore, OpenTree, Parts, Progress, Tracker, database_exit};
+use crate::run::{MakeStore, OpenTree, Parts, Progress, Tracker, Wish, database_exit};
 use crate::tree::Tree;
 use crate::tree::proven::ProvenTree;
 
@@ -105,6 +105,7 @@ pub fn parts(
         clock,
         progress,
         stop,
+        wish: Wish::default(),
     })
 }
 

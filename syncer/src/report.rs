@@ -51,6 +51,10 @@ pub struct Report {
     pub roots: Vec<RootReport>,
     pub troubles: Vec<Trouble>,
     pub calls: Calls,
+    /// Sentences for people: what could not be set, what stands apart.
+    pub notes: Vec<String>,
+    /// Nothing was written: this is what a run would do.
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -106,7 +110,26 @@ impl Report {
             roots: Vec::new(),
             troubles: Vec::new(),
             calls: Calls::default(),
+            notes: Vec::new(),
+            dry_run: false,
         }
+    }
+
+    /// True if the destination changed.
+    pub fn did_something(&self) -> bool {
+        self.files_sent + self.others_sent + self.removed > 0
+    }
+
+    /// What did not work, without the counts that change from round to round.
+    pub fn troubles_text(&self) -> String {
+        let troubles = self.troubles.iter().map(|t| format!("{} {} {}", t.class, t.path, t.reason));
+        let roots = self.roots.iter().filter_map(|r| r.unproven.clone());
+        troubles
+            .chain(roots)
+            .chain(self.guard.clone())
+            .chain(self.tracker.clone())
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// For people: one line of result, then only what deserves attention.
@@ -122,6 +145,7 @@ impl Report {
             Exit::TryLater => "try later",
             _ => "failed",
         };
+        let word = if self.dry_run { "a run would have" } else { word };
         let _ = writeln!(
             out,
             "{}: {word} in {seconds:.1} s: {} files ({}) sent, {} other, {} adopted, {} removed, {} unchanged",
@@ -141,8 +165,8 @@ impl Report {
         }
         if let Some(reason) = &self.guard {
             note(format!(
-                "{} paths are gone at the source and wait: {reason}. Look at them, and raise `guard` of this leg for one run if they may go",
-                self.absent
+                "{} paths are gone at the source, their objects wait: {reason}. Look at them with `syncer run --leg {} --dry-run --allow-deletes {}`; without --dry-run they go",
+                self.absent, self.leg, self.absent
             ));
         }
         if let Some(reason) = &self.tracker {
@@ -163,6 +187,7 @@ impl Report {
         if self.held > 0 {
             note(format!("{} paths are held: an object that is not ours stands at their name", self.held));
         }
+        self.notes.iter().cloned().for_each(&mut note);
         if self.deferred > 0 {
             note(format!("{} paths are owed, see `syncer status`", self.deferred));
         }

@@ -2,10 +2,12 @@
 //! paths that exist on either side, in bounded memory (the names of the directories on the way down).
 
 use std::collections::VecDeque;
+use std::io;
 use std::iter::Peekable;
 use std::sync::Arc;
 
 use shared::database::DatabaseError;
+use shared::journal::Class;
 use shared::path::RelPath;
 use shared::rules::Rules;
 
@@ -16,14 +18,14 @@ use crate::tree::{Stat, Tree};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     Found(RelPath, Stat),
-    /// Nothing can be said of this path and what is below it.
-    Unknown(RelPath, String),
+    /// Nothing can be said of this path and what is below it; the class says why.
+    Unknown(RelPath, Class, String),
 }
 
 struct Level {
     dir: RelPath,
     /// Sorted in reverse, so that the next is popped from the end.
-    names: Vec<(Vec<u8>, Result<Stat, String>)>,
+    names: Vec<(Vec<u8>, io::Result<Stat>)>,
 }
 
 /// Walks everything below a directory; excluded paths are left out.
@@ -43,24 +45,27 @@ impl Walk {
 
     fn open(&mut self, dir: RelPath) -> Option<Step> {
         match self.tree.list(&dir) {
-            Ok(listed) => {
-                let mut names: Vec<_> =
-                    listed.into_iter().map(|(name, stat)| (name, stat.map_err(|e| e.to_string()))).collect();
+            Ok(mut names) => {
                 names.sort_by_cached_key(|(name, stat)| std::cmp::Reverse(sort_key(name, stat)));
                 self.levels.push(Level { dir, names });
                 None
             }
-            Err(e) => Some(Step::Unknown(dir, e.to_string())),
+            Err(e) => Some(Step::Unknown(dir, class_of(&e.source), e.to_string())),
         }
     }
 }
 
-fn sort_key(name: &[u8], stat: &Result<Stat, String>) -> Vec<u8> {
+fn sort_key(name: &[u8], stat: &io::Result<Stat>) -> Vec<u8> {
     let mut key = name.to_vec();
     if matches!(stat, Ok(s) if s.kind.is_dir()) {
         key.push(b'/');
     }
     key
+}
+
+/// Another filesystem or subvolume is skipped and named; everything else is a trouble.
+fn class_of(e: &io::Error) -> Class {
+    if e.kind() == io::ErrorKind::CrossesDevices { Class::Elsewhere } else { Class::Unknown }
 }
 
 impl Iterator for Walk {
@@ -91,7 +96,7 @@ impl Iterator for Walk {
                     }
                     Step::Found(path, stat)
                 }
-                Err(reason) => Step::Unknown(path, reason),
+                Err(e) => Step::Unknown(path, class_of(&e), e.to_string()),
             });
         }
     }
@@ -104,7 +109,7 @@ pub enum Pair {
     Local(RelPath, Stat),
     /// Only a candidate for absence: the listing lacked the name.
     Row(Key, Box<Row>),
-    Unknown(RelPath, String),
+    Unknown(RelPath, Class, String),
 }
 
 const PAGE: usize = 1_000;
@@ -145,7 +150,7 @@ impl Merge {
             self.fill(catalog)?;
             let walk_key = self.walk.peek().map(|step| match step {
                 Step::Found(path, stat) => Key::new(path, stat.kind),
-                Step::Unknown(path, _) => Key(path.as_bytes().to_vec()),
+                Step::Unknown(path, ..) => Key(path.as_bytes().to_vec()),
             });
             let row_key = self.rows.front().map(|(key, _)| key);
             let pair = match (walk_key, row_key) {
@@ -157,9 +162,9 @@ impl Merge {
             };
             match pair {
                 Some(Pair::Row(key, row)) if self.is_hidden(&key, &row) => continue,
-                Some(Pair::Unknown(path, reason)) => {
+                Some(Pair::Unknown(path, class, reason)) => {
                     self.blind = Some(path.clone());
-                    return Ok(Some(Pair::Unknown(path, reason)));
+                    return Ok(Some(Pair::Unknown(path, class, reason)));
                 }
                 Some(pair) => return Ok(Some(pair)),
                 None => continue,
@@ -176,7 +181,7 @@ impl Merge {
     fn take_step(&mut self) -> Option<Pair> {
         Some(match self.walk.next()? {
             Step::Found(path, stat) => Pair::Local(path, stat),
-            Step::Unknown(path, reason) => Pair::Unknown(path, reason),
+            Step::Unknown(path, class, reason) => Pair::Unknown(path, class, reason),
         })
     }
 
@@ -184,7 +189,7 @@ impl Merge {
         let (_, row) = self.rows.pop_front()?;
         Some(match self.walk.next()? {
             Step::Found(path, stat) => Pair::Both(path, stat, Box::new(row)),
-            Step::Unknown(path, reason) => Pair::Unknown(path, reason),
+            Step::Unknown(path, class, reason) => Pair::Unknown(path, class, reason),
         })
     }
 

@@ -102,6 +102,6 @@ impl World {
         let progress = Arc::new(Progress::default());
         let mut parts = live::parts(&self.config, leg, &self.environment, progress, stop, &catalog).unwrap();
         parts.tracker = Box::new(Played { up });
-        runtime.block_on(Run::new(parts).run())
+        runtime.block_on(Run::new(parts, None).run())
     }
 }

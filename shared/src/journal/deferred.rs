@@ -29,6 +29,8 @@ stored_enum! {
         Unknown = 7 => "unknown",
         /// Taken out of the journal because the leg lagged behind.
         Collapse = 8 => "collapse",
+        /// Another filesystem or subvolume lies over it.
+        Elsewhere = 9 => "elsewhere",
     }
 }
 
@@ -89,13 +91,20 @@ impl NewDeferred {
 }
 
 impl Journal {
-    /// Rows that may be tried now. A `not_before` further away than the longest backoff is due: the clock jumped.
-    pub fn deferred_due(&self, leg: &str, now_ns: i64, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
+    /// Rows of a root that may be tried now. A `not_before` further away than the longest backoff is due: the clock
+    /// jumped.
+    pub fn deferred_due(
+        &self,
+        leg: &str,
+        root: RootId,
+        now_ns: i64,
+        limit: usize,
+    ) -> Result<Vec<Deferred>, DatabaseError> {
         let far = now_ns.saturating_add(limits::BACKOFF_MAX.as_nanos() as i64);
         let sql = "SELECT root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error
-                   FROM deferred WHERE leg = ?1 AND (not_before_ns <= ?2 OR not_before_ns > ?3)
-                   ORDER BY seq DESC LIMIT ?4";
-        self.select_deferred(sql, params![leg, now_ns, far, limit])
+                   FROM deferred WHERE leg = ?1 AND root = ?2 AND (not_before_ns <= ?3 OR not_before_ns > ?4)
+                   ORDER BY seq DESC LIMIT ?5";
+        self.select_deferred(sql, params![leg, root.0, now_ns, far, limit])
     }
 
     /// All rows of a leg, oldest first.
@@ -115,6 +124,13 @@ impl Journal {
         };
         let rows = statement.query_map([leg], read).map_err(&fail)?;
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
+    /// When the next row of a leg comes due.
+    pub fn next_due_ns(&self, leg: &str) -> Result<Option<i64>, DatabaseError> {
+        self.conn
+            .query_row("SELECT min(not_before_ns) FROM deferred WHERE leg = ?1", [leg], |r| r.get(0))
+            .map_err(self.fail("read deferred rows"))
     }
 
     pub fn deferred_count(&self, leg: &str) -> Result<u64, DatabaseError> {

@@ -1,7 +1,7 @@
 //! A leg's side: claim before the first look, read from acked, ack after the catalog has it. And the check which
 //! database belongs to which, so that a lost, restored, copied or recreated one is harmless.
 
-use rusqlite::{OptionalExtension as _, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::deferred::{NewDeferred, upsert};
 use super::{Class, Journal, JournalId, RootId, head};
@@ -21,6 +21,14 @@ pub struct Leg {
     pub acked: u64,
     pub collapsed_to: u64,
     pub last_ack_ns: i64,
+}
+
+/// A root of the leg, as its catalog knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LegRootFacts {
+    pub id: RootId,
+    /// Up to where a run of this leg attended to the root; `None` for one that is new to the catalog.
+    pub attended: Option<u64>,
 }
 
 /// What a catalog says of itself at the start of a run.
@@ -70,12 +78,13 @@ impl Journal {
     }
 
     /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
-    /// together writes one row of scope `full` per root, all in one transaction.
+    /// together writes one row of scope `full` per root, all in one transaction. A root that is new to the leg, or
+    /// that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left goes.
     pub fn attach_leg(
         &mut self,
         name: &str,
         catalog: &CatalogFacts,
-        roots: &[RootId],
+        roots: &[LegRootFacts],
         now_ns: i64,
     ) -> Result<Attached, DatabaseError> {
         let journal_id = self.id();
@@ -103,9 +112,12 @@ impl Journal {
             leg.acked = leg.acked.max(floor).min(head);
             leg.claimed = leg.claimed.max(leg.acked);
             leg.last_run += 1;
-            if let Some(reason) = full_pass {
-                for &root in roots {
-                    upsert(tx, name, &full_pass_row(root, head, now_ns, reason))?;
+            forget_roots_that_left(tx, name, roots)?;
+            for root in roots {
+                let passed_over = root.attended.is_none_or(|attended| attended < leg.acked);
+                let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
+                if let Some(reason) = reason {
+                    upsert(tx, name, &full_pass_row(root.id, head, now_ns, reason))?;
                 }
             }
             store_leg(tx, &leg)?;
@@ -158,6 +170,16 @@ impl Journal {
     }
 }
 
+/// Their rows could not be worked off; when one comes back, it gets a full pass.
+fn forget_roots_that_left(tx: &Transaction<'_>, leg: &str, roots: &[LegRootFacts]) -> rusqlite::Result<()> {
+    let mut known = tx.prepare("SELECT DISTINCT root FROM deferred WHERE leg = ?1")?;
+    let known = known.query_map([leg], |r| r.get(0).map(RootId))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    for gone in known.iter().filter(|id| roots.iter().all(|r| r.id != **id)) {
+        tx.execute("DELETE FROM deferred WHERE leg = ?1 AND root = ?2", params![leg, gone.0])?;
+    }
+    Ok(())
+}
+
 fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {
     NewDeferred {
         root,
@@ -191,7 +213,7 @@ fn read_leg(r: &rusqlite::Row<'_>) -> rusqlite::Result<Leg> {
     })
 }
 
-fn store_leg(tx: &rusqlite::Transaction<'_>, leg: &Leg) -> rusqlite::Result<()> {
+fn store_leg(tx: &Transaction<'_>, leg: &Leg) -> rusqlite::Result<()> {
     tx.execute(
         "INSERT INTO leg(name, catalog_id, writer_ids, last_run, last_plan, claimed, acked, collapsed_to, last_ack_ns)
          VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8)

@@ -23,7 +23,7 @@ use crate::path::RelPath;
 pub use append::{Appended, Change, Commit, Doubt};
 pub use coalesce::{Coalesce, key};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
-pub use leg::{Attached, CatalogFacts, Leg};
+pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState};
 
 /// Number of a root in this journal.

@@ -45,7 +45,8 @@ impl World {
 
     fn attach(&mut self, leg: &str) -> Attached {
         let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0 };
-        self.journal.attach_leg(leg, &facts, &[self.root], 5).unwrap()
+        let roots = [LegRootFacts { id: self.root, attended: Some(u64::MAX) }];
+        self.journal.attach_leg(leg, &facts, &roots, 5).unwrap()
     }
 
     fn rows(&self) -> Vec<(u64, String, Mask)> {
@@ -128,19 +129,40 @@ fn pruning_waits_for_the_slowest_configured_leg_and_seqs_are_never_given_twice()
 fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_not() {
     let mut w = world();
     assert!(w.attach("b2").full_pass.is_some());
-    let due = w.journal.deferred_due("b2", 10, 10).unwrap();
+    let due = w.journal.deferred_due("b2", w.root, 10, 10).unwrap();
     assert_eq!((due.len(), due[0].key.scope), (1, Scope::Full));
     w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
     let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
-    assert_eq!(w.journal.attach_leg("b2", &facts, &[w.root], 5).unwrap().full_pass, None);
+    assert_eq!(w.journal.attach_leg("b2", &facts, &[known(&w)], 5).unwrap().full_pass, None);
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("other").unwrap();
     w.journal.ack("other", head, &[], 2).unwrap();
     w.attach("other");
     w.journal.prune(&["other".into()]).unwrap();
-    let back = w.journal.attach_leg("b2", &facts, &[w.root], 6).unwrap();
+    let back = w.journal.attach_leg("b2", &facts, &[known(&w)], 6).unwrap();
     assert_eq!(back.full_pass, Some("entries that this leg had not read were pruned"));
+}
+
+fn known(w: &World) -> LegRootFacts {
+    LegRootFacts { id: w.root, attended: Some(u64::MAX) }
+}
+
+#[test]
+fn a_root_that_acks_passed_while_it_was_not_in_the_leg_gets_a_full_pass_of_its_own() {
+    let mut w = world();
+    w.attach("b2");
+    let due = w.journal.deferred("b2", 10).unwrap();
+    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    let acked = w.journal.leg("b2").unwrap().unwrap().acked;
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    for (attended, rows) in [(Some(acked), 0), (Some(acked - 1), 1), (None, 1)] {
+        let roots = [LegRootFacts { id: w.root, attended }];
+        w.journal.attach_leg("b2", &facts, &roots, 5).unwrap();
+        assert_eq!(w.journal.deferred_count("b2").unwrap(), rows, "{attended:?}");
+    }
+    w.journal.attach_leg("b2", &facts, &[], 5).unwrap();
+    assert_eq!(w.journal.deferred_count("b2").unwrap(), 0, "a root that left owes nothing");
 }
 
 fn owed(root: RootId, name: &str, seq: u64, since_ns: i64) -> NewDeferred {
@@ -182,7 +204,7 @@ fn a_row_stamped_far_in_the_future_is_due_now() {
         .defer("b2", &[NewDeferred { not_before_ns: 5_000_000_000, ..owed(w.root, "g", 5, 50) }])
         .unwrap();
     let due: Vec<_> =
-        w.journal.deferred_due("b2", 1_000, 10).unwrap().into_iter().map(|d| d.key.path).collect();
+        w.journal.deferred_due("b2", w.root, 1_000, 10).unwrap().into_iter().map(|d| d.key.path).collect();
     assert!(due.contains(&path("f")) && !due.contains(&path("g")), "{due:?}");
 }
 

@@ -27,11 +27,36 @@ impl Catalog {
     pub fn add_intents(&mut self, intents: &[NewIntent], run: u64, now_ns: i64) -> Result<(), DatabaseError> {
         self.write("store intents", |tx| {
             let mut statement = tx.prepare_cached(
-                "INSERT OR REPLACE INTO intent(root, key, handle, run, at_ns, unknown) VALUES (?1, ?2, ?3, ?4, ?5, 1)",
+                "INSERT INTO intent(root, key, handle, run, at_ns, unknown) VALUES (?1, ?2, ?3, ?4, ?5, 0)
+                 ON CONFLICT(root, key) DO UPDATE SET handle = excluded.handle, run = excluded.run",
             )?;
             for intent in intents {
                 let handle = intent.handle.as_ref().map(Handle::to_blob);
                 statement.execute(params![intent.root.0, intent.key.0, handle, run, now_ns])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Requests that may have been sent whole without an answer: they may come true for a while, whatever is sent
+    /// after them.
+    pub fn keep_intents(&mut self, keys: &[(CatalogRoot, Key)]) -> Result<(), DatabaseError> {
+        self.write("keep intents", |tx| {
+            let mut statement =
+                tx.prepare_cached("UPDATE intent SET unknown = 1 WHERE root = ?1 AND key = ?2")?;
+            for (root, key) in keys {
+                statement.execute(params![root.0, key.0])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Drops intents whose question is answered for good.
+    pub fn drop_intents(&mut self, keys: &[(CatalogRoot, Key)]) -> Result<(), DatabaseError> {
+        self.write("drop intents", |tx| {
+            let mut statement = tx.prepare_cached("DELETE FROM intent WHERE root = ?1 AND key = ?2")?;
+            for (root, key) in keys {
+                statement.execute(params![root.0, key.0])?;
             }
             Ok(())
         })

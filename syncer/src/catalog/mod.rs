@@ -66,12 +66,30 @@ impl Catalog {
             .map_err(self.fail("read the catalog's facts"))
     }
 
-    /// The catalog's own copy of the cursor; written before the journal's ack.
-    pub fn set_cursor(&mut self, journal: JournalId, acked: u64) -> Result<(), DatabaseError> {
+    /// The catalog's own copy of the cursor, for the roots that this run attends to; written before the journal's
+    /// ack.
+    pub fn set_cursor(
+        &mut self,
+        journal: JournalId,
+        acked: u64,
+        roots: &[&str],
+    ) -> Result<(), DatabaseError> {
         self.write("store the cursor", |tx| {
             tx.execute("UPDATE meta SET journal_id = ?1, acked = ?2", params![journal.0, acked])?;
+            for root in roots {
+                tx.execute("UPDATE root SET acked = ?2 WHERE name = ?1", params![root, acked])?;
+            }
             Ok(())
         })
+    }
+
+    /// Up to where a run of this leg attended to a root; `None` if it is new here.
+    pub fn attended(&self, root: &str) -> Result<Option<u64>, DatabaseError> {
+        self.conn
+            .query_row("SELECT acked FROM root WHERE name = ?1", [root], |r| r.get(0))
+            .optional()
+            .map(Option::flatten)
+            .map_err(self.fail("read a root's cursor"))
     }
 
     /// What the destination said it is, at the first run.
@@ -99,7 +117,11 @@ impl Catalog {
             .query_row("SELECT identity FROM root WHERE name = ?1", [name], |r| r.get(0))
             .optional()
             .map_err(self.fail("read a root's identity"))?;
-        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
+        let bad = |e| {
+            let e = rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e));
+            self.fail("read a root's identity")(e)
+        };
+        text.map(|t| serde_json::from_str(&t).map_err(bad)).transpose()
     }
 
     /// Stores a root at its first run; later the prefix must be the same, and the identity stays.
@@ -109,7 +131,7 @@ impl Catalog {
         prefix: &RelPath,
         identity: &Identity,
     ) -> Result<CatalogRoot, CatalogError> {
-        let identity = serde_json::to_string(identity).unwrap_or_default();
+        let identity = serde_json::to_string(identity).expect("an identity is plain data");
         let (id, stored) = self.write("store a root", |tx| {
             tx.execute(
                 "INSERT OR IGNORE INTO root(name, prefix, identity) VALUES (?1, ?2, ?3)",

@@ -90,9 +90,17 @@ pub enum Change {
         now_ns: i64,
         run: u64,
     },
+    /// So much was deleted; `approved` if the owner said so for this run.
+    Released {
+        at_ns: i64,
+        run: u64,
+        count: u64,
+        bytes: u64,
+        approved: bool,
+    },
 }
 
-/// Sums over the rows of a root.
+/// Sums over the rows of a root; objects of others do not count, unless they hold a file of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Totals {
     pub rows: u64,
@@ -132,13 +140,11 @@ impl Catalog {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Key, Row)>, DatabaseError> {
-        let fail = self.fail("read rows");
-        let sql = format!(
-            "SELECT {COLUMNS} FROM row WHERE root = ?1 AND key >= ?2 AND (?3 IS NULL OR key < ?3) ORDER BY key LIMIT ?4"
-        );
-        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
-        let rows = statement.query_map(params![root.0, from, end, limit], read_row).map_err(&fail)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+        // Two texts: SQLite bounds a range only by what cannot be NULL.
+        let up_to = if end.is_some() { "AND key < ?3" } else { "AND ?3 IS NULL" };
+        let sql =
+            format!("SELECT {COLUMNS} FROM row WHERE root = ?1 AND key >= ?2 {up_to} ORDER BY key LIMIT ?4");
+        self.select(&sql, params![root.0, from, end, limit])
     }
 
     /// Absent rows below a key (all, for `None`), in falling key order: what a directory holds before the directory.
@@ -148,15 +154,18 @@ impl Catalog {
         before: Option<&Key>,
         limit: usize,
     ) -> Result<Vec<(Key, Row)>, DatabaseError> {
-        let fail = self.fail("read absent rows");
+        let below = if before.is_some() { "AND key < ?2" } else { "AND ?2 IS NULL" };
         // The literal lets SQLite see that the partial index serves.
         let sql = format!(
-            "SELECT {COLUMNS} FROM row WHERE root = ?1 AND state = 1 AND (?2 IS NULL OR key < ?2)
-             ORDER BY key DESC LIMIT ?3"
+            "SELECT {COLUMNS} FROM row WHERE root = ?1 AND state = 1 {below} ORDER BY key DESC LIMIT ?3"
         );
-        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
-        let rows =
-            statement.query_map(params![root.0, before.map(|k| &k.0), limit], read_row).map_err(&fail)?;
+        self.select(&sql, params![root.0, before.map(|k| &k.0), limit])
+    }
+
+    fn select(&self, sql: &str, args: impl rusqlite::Params) -> Result<Vec<(Key, Row)>, DatabaseError> {
+        let fail = self.fail("read rows");
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let rows = statement.query_map(args, read_row).map_err(&fail)?;
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
@@ -171,42 +180,47 @@ impl Catalog {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
-    /// The key of an object that stands where one of this kind at this path cannot be made: a non-directory at
-    /// an ancestor's name, a directory or what is below one at the name itself, or the other way round.
+    /// An object that stands where one of this kind at this path cannot be made: a non-directory at an ancestor's
+    /// name, a directory or what is below one at the name itself, or the other way round.
     pub fn in_the_way(
         &self,
         root: CatalogRoot,
         path: &RelPath,
         kind: Kind,
-    ) -> Result<Option<Key>, DatabaseError> {
+    ) -> Result<Option<(Key, Origin)>, DatabaseError> {
         if path.is_root() {
             return Ok(None);
         }
         let mut ancestor = path.parent();
         while let Some(dir) = ancestor.filter(|d| !d.is_root()) {
-            if self.has_object(root, dir.as_bytes())? {
-                return Ok(Some(Key(dir.as_bytes().to_vec())));
+            if let Some(found) = self.first_object(root, dir.as_bytes(), None)? {
+                return Ok(Some(found));
             }
             ancestor = dir.parent();
         }
-        if kind.is_dir() {
-            return Ok(self.has_object(root, path.as_bytes())?.then(|| Key(path.as_bytes().to_vec())));
+        match (kind.is_dir(), path.dir_key_end()) {
+            (false, Some(end)) => self.first_object(root, &path.dir_key(), Some(&end)),
+            _ => self.first_object(root, path.as_bytes(), None),
         }
-        let fail = self.fail("look for what is in the way");
-        let sql = "SELECT key FROM row WHERE root = ?1 AND key >= ?2 AND key < ?3 AND object <> '' LIMIT 1";
-        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
-        let below = params![root.0, path.dir_key(), path.dir_key_end()];
-        statement.query_row(below, |r| Ok(Key(r.get(0)?))).optional().map_err(&fail)
     }
 
-    fn has_object(&self, root: CatalogRoot, key: &[u8]) -> Result<bool, DatabaseError> {
+    /// The object at a key, or the first one from it up to `end`.
+    fn first_object(
+        &self,
+        root: CatalogRoot,
+        from: &[u8],
+        end: Option<&[u8]>,
+    ) -> Result<Option<(Key, Origin)>, DatabaseError> {
         let fail = self.fail("look for an object");
-        let sql = "SELECT 1 FROM row WHERE root = ?1 AND key = ?2 AND object <> ''";
-        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
-        statement.exists(params![root.0, key]).map_err(&fail)
+        let which = if end.is_some() { "key >= ?2 AND key < ?3" } else { "key = ?2 AND ?3 IS NULL" };
+        let sql = format!("SELECT key, origin FROM row WHERE root = ?1 AND {which} AND object <> '' LIMIT 1");
+        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
+        let found = statement.query_row(params![root.0, from, end], |r| Ok((Key(r.get(0)?), r.get(1)?)));
+        found.optional().map_err(&fail)
     }
 
-    /// All changes of a batch, the intents they fulfil, and the revision they raise, in one transaction.
+    /// All changes of a batch, the intents they fulfil, and the revision they raise, in one transaction. An intent of
+    /// an unknown outcome stays.
     pub fn apply(
         &mut self,
         changes: &[Change],
@@ -218,7 +232,8 @@ impl Catalog {
                 revision += 1;
                 apply_one(tx, change, revision)?;
             }
-            let mut done = tx.prepare_cached("DELETE FROM intent WHERE root = ?1 AND key = ?2")?;
+            let mut done =
+                tx.prepare_cached("DELETE FROM intent WHERE root = ?1 AND key = ?2 AND unknown = 0")?;
             for (root, key) in fulfilled {
                 done.execute(params![root.0, key.0])?;
             }
@@ -243,7 +258,7 @@ impl Catalog {
                 coalesce(sum(state = 1 AND object <> '' AND kind = 0), 0),
                 coalesce(sum(iif(state = 1 AND object <> '' AND kind = 0, size, 0)), 0),
                 coalesce(sum(state = 2), 0), coalesce(sum(object = '' AND kind <> 1), 0)
-             FROM row WHERE {which} AND ?1 = ?1"
+             FROM row WHERE {which} AND ?1 = ?1 AND (origin <> 2 OR state = 2)"
         );
         let read = |r: &rusqlite::Row<'_>| {
             Ok(Totals {
@@ -270,6 +285,17 @@ impl Catalog {
         Ok(!absent)
     }
 
+    /// Objects of others that no file of ours is held by.
+    pub fn foreign_count(&self, root: CatalogRoot) -> Result<u64, DatabaseError> {
+        self.conn
+            .query_row(
+                "SELECT count(*) FROM row WHERE root = ?1 AND origin = 2 AND state <> 2",
+                [root.0],
+                |r| r.get(0),
+            )
+            .map_err(self.fail("count foreign objects"))
+    }
+
     pub fn held_count(&self) -> Result<u64, DatabaseError> {
         self.conn
             .query_row("SELECT count(*) FROM row WHERE state = 2", [], |r| r.get(0))
@@ -283,25 +309,6 @@ impl Catalog {
             .query_row(sql, [since_ns], |r| Ok((r.get(0)?, r.get(1)?)))
             .map_err(self.fail("read the releases"))
     }
-
-    /// Remembers that the guard released so much; what no window reaches any more goes.
-    pub fn add_release(
-        &mut self,
-        at_ns: i64,
-        run: u64,
-        count: u64,
-        bytes: u64,
-        oldest_ns: i64,
-    ) -> Result<(), DatabaseError> {
-        self.write("store a release", |tx| {
-            tx.execute(
-                "INSERT INTO release(at_ns, run, count, bytes, approved) VALUES (?1, ?2, ?3, ?4, 0)",
-                params![at_ns, run, count, bytes],
-            )?;
-            tx.execute("DELETE FROM release WHERE at_ns < ?1", [oldest_ns])?;
-            Ok(())
-        })
-    }
 }
 
 fn apply_one(tx: &Transaction<'_>, change: &Change, revision: u64) -> rusqlite::Result<()> {
@@ -310,6 +317,15 @@ fn apply_one(tx: &Transaction<'_>, change: &Change, revision: u64) -> rusqlite::
         Change::Remove { root, key } => {
             tx.prepare_cached("DELETE FROM row WHERE root = ?1 AND key = ?2")?
                 .execute(params![root.0, key.0])?;
+            Ok(())
+        }
+        Change::Released { at_ns, run, count, bytes, approved } => {
+            tx.execute(
+                "INSERT INTO release(at_ns, run, count, bytes, approved) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![at_ns, run, count, bytes, approved],
+            )?;
+            // What no window reaches any more.
+            tx.execute("DELETE FROM release WHERE at_ns < ?1", [at_ns - 31 * 24 * 3600 * 1_000_000_000])?;
             Ok(())
         }
         Change::State { root, key, state, now_ns, run } => {

@@ -18,7 +18,8 @@ pub const MIGRATIONS: &[M<'static>] = &[M::up(
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
         prefix BLOB NOT NULL,
-        identity TEXT NOT NULL
+        identity TEXT NOT NULL,
+        acked INTEGER
     );
     CREATE TABLE row(
         root INTEGER NOT NULL,

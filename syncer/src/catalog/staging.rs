@@ -33,24 +33,22 @@ impl Catalog {
                  CREATE TEMP TABLE staging(
                      key BLOB PRIMARY KEY, kind INTEGER, size INTEGER, mtime_ns INTEGER, sha1 BLOB,
                      object TEXT, ours INTEGER
-                 ) WITHOUT ROWID;",
+                 ) WITHOUT ROWID;
+                 DROP TABLE IF EXISTS temp.apart;
+                 CREATE TEMP TABLE apart(object TEXT PRIMARY KEY) WITHOUT ROWID;",
             )
             .map_err(&fail)?;
         self.conn.query_row("SELECT revision FROM meta", [], |r| r.get(0)).map_err(&fail)
     }
 
-    /// Takes a page. `path_of` gives the path below the root for an object of this root.
-    pub fn stage(
-        &mut self,
-        page: &[(RelPath, &Listed)],
-        ours: impl Fn(&Listed) -> bool,
-    ) -> Result<(), DatabaseError> {
+    /// Takes a page: paths below the root, their objects, and which of them are ours.
+    pub fn stage(&mut self, page: &[(RelPath, &Listed, bool)]) -> Result<(), DatabaseError> {
         self.write("store a listing", |tx| {
             let mut statement = tx.prepare_cached(
                 "INSERT OR REPLACE INTO temp.staging(key, kind, size, mtime_ns, sha1, object, ours)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?;
-            for (path, object) in page {
+            for (path, object, ours) in page {
                 statement.execute(params![
                     Key::new(path, object.kind).0,
                     object.kind,
@@ -58,8 +56,19 @@ impl Catalog {
                     object.mtime_ns,
                     object.sha1,
                     object.object,
-                    ours(object)
+                    ours
                 ])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Objects whose name does not say their path: the rows that know them are not lost.
+    pub fn stage_apart<'a>(&mut self, objects: impl Iterator<Item = &'a str>) -> Result<(), DatabaseError> {
+        self.write("store a listing", |tx| {
+            let mut statement = tx.prepare_cached("INSERT OR IGNORE INTO temp.apart(object) VALUES (?1)")?;
+            for object in objects {
+                statement.execute([object])?;
             }
             Ok(())
         })
@@ -82,7 +91,8 @@ impl Catalog {
             };
             done.lost = tx.execute(
                 "DELETE FROM row WHERE root = ?1 AND object <> '' AND revision <= ?2
-                 AND NOT EXISTS (SELECT 1 FROM temp.staging s WHERE s.key = row.key AND s.kind = row.kind)",
+                 AND NOT EXISTS (SELECT 1 FROM temp.staging s WHERE s.key = row.key AND s.kind = row.kind)
+                 AND NOT EXISTS (SELECT 1 FROM temp.apart a WHERE a.object = row.object)",
                 params![root.0, begun_at],
             )? as u64;
             let mut revision: u64 = tx.query_row("SELECT revision FROM meta", [], |r| r.get(0))?;
@@ -114,18 +124,6 @@ impl Catalog {
             }
             tx.execute("UPDATE meta SET revision = ?1", [revision])?;
             Ok(done)
-        })
-    }
-
-    /// After the rescan: foreign objects without a local file are none of our business; their rows go.
-    pub fn forget_foreign(&mut self, root: CatalogRoot) -> Result<u64, DatabaseError> {
-        self.write("forget foreign objects", |tx| {
-            let gone = tx.execute(
-                "DELETE FROM row WHERE root = ?1 AND origin = ?2 AND state <> ?3",
-                params![root.0, Origin::ListedForeign, RowState::Held],
-            )?;
-            tx.execute_batch("DROP TABLE IF EXISTS temp.staging")?;
-            Ok(gone as u64)
         })
     }
 }

@@ -128,6 +128,8 @@ pub enum Problem {
     Unreadable,
     /// Another kind of object stands at the name, above or below it.
     InTheWay,
+    /// A directory holds something that we did not put there, or no longer remove.
+    Occupied,
     /// The destination cannot hold this one thing (a limit of its own).
     Unfit,
 }
@@ -191,4 +193,6 @@ pub trait Store: Send + Sync {
     /// What stands at one name now.
     async fn newest(&self, dest: &RelPath) -> Result<Option<Listed>, StoreError>;
     fn calls(&self) -> Calls;
+    /// What people should know of this run, in sentences: what could not be set, what stands apart.
+    fn notes(&self) -> Vec<String>;
 }

@@ -2,6 +2,7 @@
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
@@ -51,6 +52,8 @@ pub struct Owed {
     pub seq: u64,
     pub class: Class,
     pub reason: String,
+    /// The destination's own word on when to try again.
+    pub wait: Option<Duration>,
 }
 
 /// A batch, planned. The sends go in this order: directories, then the rest at once, then links, then the attributes
@@ -71,8 +74,8 @@ pub struct Tally {
     pub examined: u64,
     pub same: u64,
     pub adopted: u64,
-    pub absent: u64,
-    pub held: u64,
+    pub newly_absent: u64,
+    pub newly_held: u64,
     /// Seen, of a kind that the leg cannot hold.
     pub unheld: u64,
 }
@@ -82,8 +85,8 @@ impl Tally {
         self.examined += other.examined;
         self.same += other.same;
         self.adopted += other.adopted;
-        self.absent += other.absent;
-        self.held += other.held;
+        self.newly_absent += other.newly_absent;
+        self.newly_held += other.newly_held;
         self.unheld += other.unheld;
     }
 }
@@ -105,8 +108,8 @@ impl Planner<'_> {
         for item in items {
             plan.tally.examined += 1;
             match item {
-                Item::Unknown { root, path, scope, mask, seq, reason } => {
-                    plan.owed.push(Owed { root, path, scope, mask, seq, class: Class::Unknown, reason });
+                Item::Unknown { root, path, scope, mask, seq, class, reason } => {
+                    plan.owed.push(Owed { root, path, scope, mask, seq, class, reason, wait: None });
                 }
                 Item::Gone { root, key, row, .. } => self.plan_gone(&mut plan, root, key, *row),
                 Item::Check { root, path, stat, row, mask, seq } => {
@@ -147,7 +150,7 @@ impl Planner<'_> {
                     continue;
                 }
                 have.insert((work.root, key), ());
-                items.extend(examine_path(ground, self.catalog, &work)?);
+                items.extend(examine_path(ground, self.catalog, &work)?.items);
             }
             next += 1;
         }
@@ -164,7 +167,7 @@ impl Planner<'_> {
         };
         let Some(ground) = &self.grounds[root] else { return Ok(Vec::new()) };
         let mut out = Vec::new();
-        if let Some(handle) = linked_handle(ground, item) {
+        for handle in linked_handles(ground, item) {
             for key in self.catalog.names_of_handle(ground.catalog, &handle)? {
                 let path = key.path();
                 out.push((Work { root, path, scope: Scope::SelfOnly, mask, seq }, key));
@@ -185,14 +188,16 @@ impl Planner<'_> {
 
     fn plan_gone(&self, plan: &mut Plan, root: usize, key: Key, row: Row) {
         let Some(ground) = &self.grounds[root] else { return };
-        let root_id = ground.catalog;
+        let root = ground.catalog;
+        let (now_ns, run) = (self.now_ns, self.run);
         if !row.has_object() {
-            plan.changes.push(Change::Remove { root: root_id, key });
+            plan.changes.push(Change::Remove { root, key });
             return;
         }
-        plan.tally.absent += 1;
-        let (now_ns, run) = (self.now_ns, self.run);
-        plan.changes.push(Change::State { root: root_id, key, state: RowState::Absent, now_ns, run });
+        // A foreign object that held a file of ours back holds nothing any more.
+        let state = if row.origin == Origin::ListedForeign { RowState::Present } else { RowState::Absent };
+        plan.tally.newly_absent += u64::from(state == RowState::Absent);
+        plan.changes.push(Change::State { root, key, state, now_ns, run });
     }
 
     fn plan_one(&self, plan: &mut Plan, mut op: Op, verdict: Verdict) -> Result<(), DatabaseError> {
@@ -218,12 +223,12 @@ impl Planner<'_> {
                 plan.changes.push(Change::Put { root, key, row });
             }
             Verdict::HoldForeign => {
-                plan.tally.held += 1;
+                plan.tally.newly_held += 1;
                 plan.changes.push(Change::State { root, key, state: RowState::Held, now_ns, run });
             }
             Verdict::Displaced => {
                 plan.changes.push(Change::State { root, key, state: RowState::Absent, now_ns, run });
-                plan.tally.absent += 1;
+                plan.tally.newly_absent += 1;
                 plan.owed.push(owed(&op, Class::Kind, "an object of another kind has to go first".into()));
             }
             Verdict::Attributes if op.stat.kind.is_dir() => {
@@ -239,7 +244,7 @@ impl Planner<'_> {
     fn plan_send(&self, plan: &mut Plan, mut op: Op, verdict: Verdict) -> Result<(), DatabaseError> {
         let Some(ground) = &self.grounds[op.root] else { return Ok(()) };
         if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
-            plan.owed.push(owed(&op, Class::Kind, format!("{} has to go first", other.path())));
+            plan.owed.push(blocked(&op, &other));
             return Ok(());
         }
         op.action = match op.stat.kind {
@@ -279,7 +284,7 @@ impl Planner<'_> {
             }
             let Some(ground) = &self.grounds[op.root] else { continue };
             if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
-                plan.owed.push(owed(&op, Class::Kind, format!("{} has to go first", other.path())));
+                plan.owed.push(blocked(&op, &other));
                 continue;
             }
             op.action = Action::LinkTo(to.clone());
@@ -318,6 +323,19 @@ pub fn touch_op(
     Ok(Some(Op { root, path: dir.clone(), stat, row, action: Action::Attributes, mask: Mask::ATTRIB, seq }))
 }
 
+/// Ours goes once the guard has released it; somebody else's stays until its owner takes it away.
+fn blocked(op: &Op, (key, origin): &(Key, Origin)) -> Owed {
+    let path = key.path();
+    match origin {
+        Origin::ListedForeign => owed(
+            op,
+            Class::Error,
+            format!("an object that is not ours stands in its way at {path}; take it away"),
+        ),
+        _ => owed(op, Class::Kind, format!("{path} has to go first")),
+    }
+}
+
 pub fn owed(op: &Op, class: Class, reason: String) -> Owed {
     Owed {
         root: op.root,
@@ -327,16 +345,24 @@ pub fn owed(op: &Op, class: Class, reason: String) -> Owed {
         seq: op.seq,
         class,
         reason,
+        wait: None,
     }
 }
 
-/// The handle of a file that has several names: of what stands there, or of what the row was made from.
-fn linked_handle(ground: &Ground, item: &Item) -> Option<Handle> {
-    match item {
-        Item::Check { path, stat, .. } if stat.nlink > 1 && !stat.kind.is_dir() => ground.tree.handle(path),
-        Item::Gone { row, .. } if row.stat.nlink > 1 && !row.stat.kind.is_dir() => row.handle.clone(),
-        _ => None,
-    }
+/// The handles by which a file has other names: of what stands there now, and of what the row was made from, which may
+/// have been written through this name before it was replaced or removed.
+fn linked_handles(ground: &Ground, item: &Item) -> Vec<Handle> {
+    let linked = |stat: &Stat| stat.nlink > 1 && !stat.kind.is_dir();
+    let (now, row) = match item {
+        Item::Check { path, stat, row, .. } => {
+            (linked(stat).then(|| ground.tree.handle(path)).flatten(), row.as_deref())
+        }
+        Item::Gone { row, .. } => (None, Some(&**row)),
+        Item::Unknown { .. } => (None, None),
+    };
+    let before = row.filter(|row| linked(&row.stat)).and_then(|row| row.handle.clone());
+    let before = before.filter(|handle| Some(handle) != now.as_ref());
+    now.into_iter().chain(before).collect()
 }
 
 fn key_of(item: &Item) -> Option<(usize, Key)> {

@@ -1,33 +1,33 @@
 //! A full pass of one root: the destination's listing is compared with the catalog, and the tree is examined after it.
 //! It adopts what is there already, in a new leg or after a lost catalog, without sending it again.
 
-use std::collections::HashSet;
-
 use shared::path::RelPath;
 
 use super::{Run, RunError};
 use crate::catalog::Reconciled;
 use crate::leg::Listed;
 
-impl Run {
+impl Run<'_> {
     /// Lists and reconciles; the caller examines the whole root next.
     pub(super) async fn begin_full_pass(&mut self, root: usize) -> Result<(), RunError> {
         let Some(catalog_root) = self.roots[root].catalog else { return Ok(()) };
         let store = self.store()?;
         let prefix = self.roots[root].prefix.clone();
-        let ours: HashSet<String> =
-            self.leg_row.iter().flat_map(|leg| leg.writer_ids.iter().cloned()).collect();
         tracing::info!(root = %self.roots[root].name, "full pass: listing the destination");
         let begun_at = self.parts.catalog.begin_staging()?;
         let mut token = None;
         loop {
             let page = store.list(&prefix, token).await?;
-            let below = |object: &Listed| -> Option<RelPath> { object.dest.as_ref()?.strip(&prefix) };
-            let mine: Vec<(RelPath, &Listed)> =
-                page.objects.iter().filter_map(|object| Some((below(object)?, object))).collect();
-            self.parts
-                .catalog
-                .stage(&mine, |object| object.writer.as_ref().is_some_and(|w| ours.contains(w)))?;
+            let mine: Vec<(RelPath, &Listed, bool)> = page
+                .objects
+                .iter()
+                .filter_map(|object| {
+                    Some((object.dest.as_ref()?.strip(&prefix)?, object, self.is_ours(object)))
+                })
+                .collect();
+            self.parts.catalog.stage(&mine)?;
+            let apart = page.objects.iter().filter(|object| object.dest.is_none());
+            self.parts.catalog.stage_apart(apart.map(|object| object.object.as_str()))?;
             token = page.next;
             if token.is_none() {
                 break;
@@ -52,7 +52,7 @@ impl Run {
     pub(super) fn end_full_passes(&mut self) -> Result<(), RunError> {
         for root in std::mem::take(&mut self.full_passes) {
             if let Some(catalog_root) = self.roots[root].catalog {
-                self.report.foreign += self.parts.catalog.forget_foreign(catalog_root)?;
+                self.report.foreign += self.parts.catalog.foreign_count(catalog_root)?;
             }
         }
         Ok(())

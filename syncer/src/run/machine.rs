@@ -39,6 +39,8 @@ pub enum Command {
     WriteRemoved,
     /// Is anything due that this round made due?
     Review,
+    /// Nothing is due: wait for something to happen. Only of a run that is to go on.
+    Rest,
     Finish,
 }
 
@@ -64,6 +66,8 @@ pub enum Event {
     Reviewed {
         more: bool,
     },
+    /// Something happened, or came due.
+    Rested,
     /// Nothing further can work on this leg, or the run was asked to stop.
     Stop,
 }
@@ -80,18 +84,18 @@ pub struct Machine {
     phase: Phase,
     tracker_up: bool,
     rounds: u32,
+    watch: bool,
 }
 
-/// A run ends here at the latest; what is due then is the next run's.
+/// A run ends, or rests, here at the latest; what is due then is the next one's.
 const ROUNDS_MAX: u32 = 100;
 
-impl Default for Machine {
-    fn default() -> Self {
-        Machine { last: None, phase: Phase::Entries, tracker_up: false, rounds: 0 }
-    }
-}
-
 impl Machine {
+    /// `watch`: a run that rests instead of ending.
+    pub fn new(watch: bool) -> Machine {
+        Machine { last: None, phase: Phase::Entries, tracker_up: false, rounds: 0, watch }
+    }
+
     pub fn step(&mut self, event: Event) -> Command {
         let next = self.next(event);
         self.last = Some(next);
@@ -140,7 +144,12 @@ impl Machine {
             (Some(C::Review), Event::Reviewed { more: true }) if self.rounds < ROUNDS_MAX => {
                 self.begin_round()
             }
-            (Some(C::Review | C::Finish), _) => C::Finish,
+            (Some(C::Review), _) if self.watch => C::Rest,
+            (Some(C::Rest), Event::Rested) => {
+                self.rounds = 0;
+                self.begin_round()
+            }
+            (Some(C::Review | C::Rest | C::Finish), _) => C::Finish,
         }
     }
 
@@ -164,6 +173,7 @@ mod tests {
             5 => any::<bool>().prop_map(|released| Event::Judged { released }),
             5 => any::<bool>().prop_map(|empty| Event::Removed { empty }),
             3 => any::<bool>().prop_map(|more| Event::Reviewed { more }),
+            3 => Just(Event::Rested),
             1 => Just(Event::Stop),
         ]
     }
@@ -179,9 +189,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_sequence_of_events_changes_the_order_of_effects(events in proptest::collection::vec(events(), 0..200)) {
+        fn no_sequence_of_events_changes_the_order_of_effects(watch: bool, events in proptest::collection::vec(events(), 0..200)) {
             use Command as C;
-            let mut machine = Machine::default();
+            let mut machine = Machine::new(watch);
             let mut trace = vec![machine.step(Event::Begin)];
             let mut up = false;
             for event in events {
@@ -205,7 +215,7 @@ mod tests {
     #[test]
     fn a_quiet_run_does_nothing_but_ask() {
         use Command as C;
-        let mut machine = Machine::default();
+        let mut machine = Machine::new(false);
         let mut event = Event::Begin;
         let mut trace = Vec::new();
         loop {

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use async_trait::async_trait;
 use shared::clock::Clock;
 use shared::config::{Config, Leg as LegConfig};
 use shared::database::DatabaseError;
@@ -47,6 +48,23 @@ pub type OpenTree = Box<dyn Fn(&shared::config::Root) -> Result<(Arc<dyn Tree>, 
 /// Makes the store once the leg's writer id and run number are known.
 pub type MakeStore = Box<dyn Fn(&Leg) -> Result<Arc<dyn Store>, StoreError> + Send>;
 
+/// What the owner asks of one run beyond the usual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wish {
+    /// Compare everything with the destination's listing.
+    pub full: bool,
+    /// So many deletes may pass the guard.
+    pub allow_deletes: Option<u64>,
+}
+
+/// What a run does between its rounds, if it is to go on when nothing is due.
+#[async_trait(?Send)]
+pub trait Rest {
+    /// Takes the report of the rounds since the last rest and when the next deferred row comes due; returns whether
+    /// there is to be another round.
+    async fn rest(&mut self, report: &Report, due_ns: Option<i64>) -> bool;
+}
+
 /// Everything a run works with.
 pub struct Parts {
     pub config: Config,
@@ -60,6 +78,7 @@ pub struct Parts {
     pub progress: Arc<Progress>,
     /// Set by SIGTERM: stop starting, finish what runs.
     pub stop: Arc<AtomicBool>,
+    pub wish: Wish,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,12 +91,17 @@ pub enum RunError {
     Store(#[from] StoreError),
     #[error("{0}")]
     Config(String),
+    #[error(
+        "The tracker works by another path or other rules of the root `{0}` since this run began. The next run goes by them"
+    )]
+    Changed(String),
 }
 
 impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
             RunError::Database(e) | RunError::Catalog(CatalogError::Database(e)) => database_exit(e),
+            RunError::Changed(_) => Exit::TryLater,
             RunError::Catalog(CatalogError::PrefixChanged { .. }) | RunError::Config(_) => Exit::Config,
             RunError::Store(e) => match e.problem {
                 crate::leg::Problem::Stop(exit) => exit,
@@ -100,6 +124,8 @@ pub fn database_exit(e: &DatabaseError) -> Exit {
 struct RunRoot {
     name: String,
     id: RootId,
+    /// Of the path and rules that this run goes by.
+    epoch: u64,
     prefix: RelPath,
     catalog: Option<CatalogRoot>,
     /// The tracker's word, and whether it is fresh, stand in the journal; this is the run's own proof.
@@ -107,8 +133,9 @@ struct RunRoot {
 }
 
 /// A run under way.
-pub struct Run {
+pub struct Run<'a> {
     parts: Parts,
+    rest: Option<Box<dyn Rest + 'a>>,
     roots: Vec<RunRoot>,
     grounds: Vec<Option<Ground>>,
     leg_row: Option<Leg>,
@@ -132,11 +159,12 @@ pub struct Run {
     stop: Option<Exit>,
 }
 
-impl Run {
-    pub fn new(parts: Parts) -> Run {
+impl<'a> Run<'a> {
+    pub fn new(parts: Parts, rest: Option<Box<dyn Rest + 'a>>) -> Run<'a> {
         let report = Report::begin(parts.leg.name.as_str(), parts.clock.wall_ns());
         Run {
             parts,
+            rest,
             roots: Vec::new(),
             grounds: Vec::new(),
             leg_row: None,
@@ -158,7 +186,7 @@ impl Run {
 
     /// Runs to the end. Every outcome, also an error, is a report.
     pub async fn run(mut self) -> Report {
-        let mut machine = Machine::default();
+        let mut machine = Machine::new(self.rest.is_some());
         let mut event = Event::Begin;
         loop {
             let command = machine.step(event);
@@ -216,9 +244,18 @@ impl Run {
             Command::Remove => return self.remove().await,
             Command::WriteRemoved => self.write_removed()?,
             Command::Review => return self.review(),
+            Command::Rest => return self.rest().await,
             Command::Finish => {}
         }
         Ok(Event::Done)
+    }
+
+    async fn rest(&mut self) -> Result<Event, RunError> {
+        let report = self.close_report();
+        let due_ns = self.parts.journal.next_due_ns(self.parts.leg.name.as_str())?;
+        let Some(rest) = &mut self.rest else { return Ok(Event::Stop) };
+        let again = rest.rest(&report, due_ns).await;
+        Ok(if again { Event::Rested } else { Event::Stop })
     }
 
     fn finish(mut self) -> Report {
@@ -226,35 +263,44 @@ impl Run {
             self.report.aborted = true;
             self.exits.push(Exit::TryLater);
         }
+        self.close_report()
+    }
+
+    /// The report of everything since the last one; the next one begins empty.
+    fn close_report(&mut self) -> Report {
+        let now = self.parts.clock.wall_ns();
         self.exits.extend(self.stop);
         self.exits.extend(self.roots.iter().filter(|r| r.proof.is_err()).map(|_| Exit::Unproven));
-        self.report.roots = self
+        if let Err(e) = self.count_what_is_left() {
+            self.exits.push(database_exit(&e));
+            self.report.troubles.push(Trouble::of_run(e.to_string()));
+        }
+        let next = Report { run: self.report.run, ..Report::begin(&self.report.leg, now) };
+        let mut report = std::mem::replace(&mut self.report, next);
+        report.roots = self
             .roots
             .iter()
             .map(|r| RootReport { name: r.name.clone(), unproven: r.proof.as_ref().err().cloned() })
             .collect();
         let progress = &self.parts.progress;
-        self.report.files_sent = progress.files.load(Ordering::Relaxed);
-        self.report.bytes_sent = progress.bytes.load(Ordering::Relaxed);
-        self.report.others_sent = progress.others.load(Ordering::Relaxed);
-        self.report.found_unchanged = progress.unchanged.load(Ordering::Relaxed);
-        self.report.removed = progress.removed.load(Ordering::Relaxed);
+        report.files_sent = progress.files.swap(0, Ordering::Relaxed);
+        report.bytes_sent = progress.bytes.swap(0, Ordering::Relaxed);
+        report.others_sent = progress.others.swap(0, Ordering::Relaxed);
+        report.found_unchanged = progress.unchanged.swap(0, Ordering::Relaxed);
+        report.removed = progress.removed.swap(0, Ordering::Relaxed);
         if let Some(sender) = &self.sender {
-            self.report.calls = sender.store.calls();
+            report.calls = sender.store.calls();
+            report.notes = sender.store.notes();
         }
-        let name = self.parts.leg.name.as_str();
-        if let Err(e) = self.count_what_is_left(name.to_owned()) {
-            self.exits.push(database_exit(&e));
-            self.report.troubles.push(Trouble::of_run(e.to_string()));
-        }
-        self.report.outcomes.clone_from(&self.exits);
-        self.report.exit = gravest(self.exits.iter().copied());
-        self.report.finished_ns = self.parts.clock.wall_ns();
-        self.report
+        report.outcomes = std::mem::take(&mut self.exits);
+        report.exit = gravest(report.outcomes.iter().copied());
+        report.finished_ns = now;
+        report
     }
 
     /// What the journal still owes at the end is the truth about what did not work, not what happened on the way.
-    fn count_what_is_left(&mut self, leg: String) -> Result<(), DatabaseError> {
+    fn count_what_is_left(&mut self) -> Result<(), DatabaseError> {
+        let leg = self.parts.leg.name.to_string();
         self.report.held = self.parts.catalog.held_count()?;
         if self.report.held > 0 {
             self.exits.push(Exit::Partial);
@@ -290,7 +336,7 @@ impl Run {
         let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope };
         let before = self.due.get(&key);
         let now = self.parts.clock.wall_ns();
-        let wait = limits::backoff(before.map_or(0, |d| d.attempts));
+        let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
         // A root's row waits for its disk, not for a time.
         let not_before_ns = match owed.class {
             Class::Root => 0,

@@ -2,7 +2,9 @@
 //! time, at the moment its object is removed.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
+use futures_util::StreamExt as _;
 use shared::config::Deletes;
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
@@ -16,6 +18,7 @@ use super::{Run, RunError};
 use crate::catalog::{Change, Key, Row, RowState};
 use crate::guard::{self, Judgement, Load};
 use crate::leg::{Holds, Problem, Remove};
+use crate::report::Trouble;
 use crate::tree::Look;
 
 const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
@@ -27,10 +30,13 @@ pub struct Removal {
     roots: Vec<usize>,
     /// The last key that was done, in falling order.
     before: Option<Key>,
+    /// The owner allowed this many for this run.
+    approved: bool,
     changes: Vec<Change>,
     touched: BTreeSet<(usize, RelPath)>,
     owed: Vec<Owed>,
     removed: u64,
+    bytes: u64,
 }
 
 impl Removal {
@@ -44,52 +50,74 @@ enum Second {
     Remove,
     /// It is there again: nothing is removed, and it is examined anew.
     Back,
-    Unknown(String),
+    Unknown(Class, String),
 }
 
-impl Run {
+impl Run<'_> {
     pub(super) fn guard(&mut self) -> Result<Event, RunError> {
+        self.removal = Removal::default();
         let held_back = Ok(Event::Judged { released: false });
-        if self.parts.leg.deletes == Deletes::Never || self.parts.catalog.nothing_absent()? {
+        let never = self.parts.leg.deletes == Deletes::Never;
+        if never || !self.flushed || self.parts.catalog.nothing_absent()? {
             return held_back;
         }
-        let load = self.load()?;
+        let roots = self.deletable_roots()?;
+        let load = self.load(&roots)?;
         self.report.absent = load.count;
-        if !self.flushed {
-            return held_back; // said in the report already
-        }
-        match guard::judge(&load, &self.parts.leg.guard) {
-            Judgement::Clear => held_back,
-            Judgement::Trip(reason) => {
+        let verdict = guard::judge(&load, &self.parts.leg.guard);
+        let allowed = self.parts.wish.allow_deletes.is_some_and(|n| load.count <= n);
+        match verdict {
+            Judgement::Clear => return held_back,
+            Judgement::Trip(reason) if !allowed => {
                 self.exits.push(Exit::Guard);
                 self.report.guard = Some(reason);
-                held_back
+                return held_back;
             }
-            Judgement::Release => {
-                self.removal = Removal { roots: self.deletable_roots()?, ..Removal::default() };
-                let released = !self.removal.roots.is_empty();
-                if released {
-                    let now = self.parts.clock.wall_ns();
-                    let oldest = now - 31 * DAY_NS;
-                    self.parts.catalog.add_release(now, self.report.run, load.count, load.bytes, oldest)?;
-                }
-                Ok(Event::Judged { released })
-            }
+            Judgement::Trip(_) => self.removal.approved = true,
+            Judgement::Release => {}
         }
+        self.removal.roots = roots;
+        Ok(Event::Judged { released: true })
     }
 
-    /// The absent rows of all roots, measured against everything the leg holds.
-    fn load(&self) -> Result<Load, RunError> {
+    /// The absent rows of these roots, measured against everything the leg holds. Rows that the rules now leave out
+    /// are kept: they wait no longer.
+    fn load(&mut self, roots: &[usize]) -> Result<Load, RunError> {
         let now = self.parts.clock.wall_ns();
         let mut load = Load {
             day: self.parts.catalog.released_since(now - DAY_NS)?,
             month: self.parts.catalog.released_since(now - 30 * DAY_NS)?,
             ..Load::default()
         };
-        for root in self.roots.iter().filter_map(|r| r.catalog) {
-            let totals = self.parts.catalog.totals(root)?;
-            load.count += totals.absent;
-            load.bytes += totals.absent_bytes;
+        for &index in roots {
+            let Some(ground) = self.grounds[index].clone() else { continue };
+            let mut before = None;
+            loop {
+                let rows =
+                    self.parts.catalog.absent_before(ground.catalog, before.as_ref(), limits::BATCH_PATHS)?;
+                let Some((last, _)) = rows.last() else { break };
+                before = Some(last.clone());
+                let (kept, waiting): (Vec<_>, Vec<_>) = rows
+                    .into_iter()
+                    .partition(|(key, row)| ground.rules.excludes(&key.path(), row.stat.kind.is_dir()));
+                load.count += waiting.len() as u64;
+                let files = waiting.iter().filter(|(_, row)| !row.stat.kind.is_dir());
+                load.bytes += files.map(|(_, row)| row.stat.size).sum::<u64>();
+                let run = self.report.run;
+                let state = RowState::Present;
+                let changes = kept.into_iter().map(|(key, _)| Change::State {
+                    root: ground.catalog,
+                    key,
+                    state,
+                    now_ns: now,
+                    run,
+                });
+                let changes: Vec<_> = changes.collect();
+                if !changes.is_empty() {
+                    self.parts.catalog.apply(&changes, &[])?;
+                }
+            }
+            let totals = self.parts.catalog.totals(ground.catalog)?;
             load.catalog += totals.objects;
             load.empties_a_root |=
                 totals.absent > 0 && totals.absent_files == totals.files && totals.files > 0;
@@ -97,7 +125,8 @@ impl Run {
         Ok(load)
     }
 
-    /// Roots that this run proved, that the tracker holds for `ok`, and whose probe is fresh.
+    /// Roots that this run proved, that the tracker holds for `ok`, and whose probe is fresh. Of others nothing is
+    /// deleted, which is said if anything waits there.
     fn deletable_roots(&mut self) -> Result<Vec<usize>, RunError> {
         let stale_after = 2 * limits::PROBE_INTERVAL.as_nanos() as i64;
         let now = self.parts.clock.boot_ns();
@@ -106,16 +135,22 @@ impl Run {
         let states = self.parts.journal.roots()?;
         let mut out = Vec::new();
         for (index, root) in self.roots.iter().enumerate() {
-            let ok = states.iter().any(|s| s.id == root.id && s.state == RootState::Ok);
-            let proven = root.proof.as_ref().is_ok_and(|tree| tree.check().is_ok());
-            if ok && fresh && proven {
-                out.push(index);
-            } else {
-                self.exits.push(Exit::Unproven);
-                self.report.guard = Some(format!(
-                    "nothing is deleted from the root `{}`: its disk is not proven now",
-                    root.name
-                ));
+            let (Ok(tree), Some(catalog)) = (&root.proof, root.catalog) else { continue };
+            let state = states.iter().find(|s| s.id == root.id).map_or(RootState::Missing, |s| s.state);
+            let doubt = match (state, fresh, tree.check()) {
+                (RootState::Ok, true, Ok(())) => None,
+                (RootState::Ok, true, Err(reason)) => Some(reason),
+                (RootState::Ok, false, _) => Some("the tracker has not looked at it for too long".into()),
+                (state, ..) => Some(format!("the tracker holds it for {state}")),
+            };
+            match doubt {
+                None => out.push(index),
+                Some(doubt) if !self.parts.catalog.absent_before(catalog, None, 1)?.is_empty() => {
+                    self.exits.push(Exit::Unproven);
+                    let text = format!("Nothing is deleted from the root `{}`: {doubt}", root.name);
+                    self.report.troubles.push(Trouble::of_run(text));
+                }
+                Some(_) => {}
             }
         }
         Ok(out)
@@ -123,23 +158,23 @@ impl Run {
 
     /// The next rows, the last keys first, so that a directory is empty before it goes.
     pub(super) async fn remove(&mut self) -> Result<Event, RunError> {
-        let Some(&root) = self.removal.roots.first() else { return Ok(Event::Removed { empty: true }) };
-        let Some(catalog) = self.roots[root].catalog else { return Ok(Event::Removed { empty: true }) };
-        let rows =
-            self.parts.catalog.absent_before(catalog, self.removal.before.as_ref(), limits::BATCH_PATHS)?;
+        let done = Ok(Event::Removed { empty: true });
+        let Some(&root) = self.removal.roots.first() else { return done };
+        let (Some(catalog), Ok(tree)) = (self.roots[root].catalog, &self.roots[root].proof) else {
+            return done;
+        };
+        if let Err(reason) = tree.check() {
+            self.report.troubles.push(Trouble::of_run(reason));
+            self.stop = Some(Exit::Unproven);
+            return done;
+        }
+        let before = self.removal.before.take();
+        let rows = self.parts.catalog.absent_before(catalog, before.as_ref(), limits::BATCH_PATHS)?;
         let Some((last, _)) = rows.last() else {
             self.removal.roots.remove(0);
-            self.removal.before = None;
             return Ok(Event::Removed { empty: self.removal.roots.is_empty() });
         };
         self.removal.before = Some(last.clone());
-        if let Ok(tree) = &self.roots[root].proof
-            && let Err(reason) = tree.check()
-        {
-            tracing::error!(root = %self.roots[root].name, "{reason}");
-            self.stop = Some(Exit::Unproven);
-            return Ok(Event::Removed { empty: true });
-        }
         let (dirs, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| row.stat.kind.is_dir());
         self.remove_rows(root, others).await?;
         for dir in dirs {
@@ -150,45 +185,52 @@ impl Run {
     }
 
     async fn remove_rows(&mut self, root: usize, rows: Vec<(Key, Row)>) -> Result<(), RunError> {
-        use futures_util::StreamExt as _;
         let Some(catalog) = self.roots[root].catalog else { return Ok(()) };
         let store = self.store()?;
-        let now_ns = self.parts.clock.wall_ns();
-        let run = self.report.run;
+        let (now_ns, run) = (self.parts.clock.wall_ns(), self.report.run);
         let mut requests = Vec::new();
         for (key, row) in rows {
             match self.second_look(root, &key, &row, store.holds()) {
                 Second::Remove => {
                     let dest = self.roots[root].prefix.join(&key.path());
                     let remove = Remove { dest, kind: row.stat.kind, object: row.object };
-                    let store = store.clone();
-                    requests.push(async move { (key, store.remove(remove).await) });
+                    let (store, stop) = (store.clone(), self.parts.stop.clone());
+                    requests.push(async move {
+                        let answer = match stop.load(Ordering::Relaxed) {
+                            true => None,
+                            false => Some(store.remove(remove).await),
+                        };
+                        (key, row.stat.size, answer)
+                    });
                 }
                 Second::Back => {
                     self.owe_removal(root, &key, Class::InFlight, "it is there again".into());
-                    self.removal.changes.push(Change::State {
-                        root: catalog,
-                        key,
-                        state: RowState::Present,
-                        now_ns,
-                        run,
-                    });
+                    let state = RowState::Present;
+                    self.removal.changes.push(Change::State { root: catalog, key, state, now_ns, run });
                 }
-                Second::Unknown(reason) => self.owe_removal(root, &key, Class::Unknown, reason),
+                Second::Unknown(class, reason) => self.owe_removal(root, &key, class, reason),
             }
         }
         let mut answers = futures_util::stream::iter(requests).buffer_unordered(self.parts.leg.transfers);
-        while let Some((key, answer)) = answers.next().await {
+        while let Some((key, bytes, answer)) = answers.next().await {
             match answer {
-                Ok(()) => {
-                    self.parts.progress.removed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                // Asked to stop: the row stays absent, and the next run sees to it.
+                None => {}
+                Some(Ok(())) => {
+                    self.parts.progress.removed.fetch_add(1, Ordering::Relaxed);
                     self.removal.removed += 1;
+                    self.removal.bytes += bytes;
                     self.removal.touched.extend(key.path().parent().map(|p| (root, p)));
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
-                Err(e) => {
-                    if let Problem::Stop(exit) = e.problem {
-                        self.stop = Some(exit);
+                // It holds what is not ours, or what the rules keep: it stays, and is ours no longer.
+                Some(Err(e)) if e.problem == Problem::Occupied => {
+                    self.removal.changes.push(Change::Remove { root: catalog, key });
+                }
+                Some(Err(e)) => {
+                    if let (Problem::Stop(exit), None) = (&e.problem, self.stop) {
+                        self.stop = Some(*exit);
+                        self.report.troubles.push(Trouble::of_run(e.to_string()));
                     }
                     self.owe_removal(root, &key, Class::Error, e.to_string());
                 }
@@ -199,28 +241,21 @@ impl Run {
 
     fn second_look(&self, root: usize, key: &Key, row: &Row, holds: Holds) -> Second {
         let Ok(tree) = &self.roots[root].proof else {
-            return Second::Unknown("the root is not proven".into());
+            return Second::Unknown(Class::Root, "the root is not proven".into());
         };
         match tree.look(&key.path()) {
             Look::Gone { .. } => Second::Remove,
             Look::Found(stat) if Key::new(&key.path(), stat.kind) != *key => Second::Remove,
             Look::Found(stat) if stat.kind != row.stat.kind && !holds.holds(stat.kind) => Second::Remove,
             Look::Found(_) => Second::Back,
-            Look::Unknown(reason) => Second::Unknown(reason),
+            Look::Elsewhere(reason) => Second::Unknown(Class::Elsewhere, reason),
+            Look::Unknown(reason) => Second::Unknown(Class::Unknown, reason),
         }
     }
 
     fn owe_removal(&mut self, root: usize, key: &Key, class: Class, reason: String) {
-        let owed = Owed {
-            root,
-            path: key.path(),
-            scope: Scope::SelfOnly,
-            mask: Mask::UNKNOWN,
-            seq: self.head,
-            class,
-            reason,
-        };
-        self.removal.owed.push(owed);
+        let (path, scope, mask, seq) = (key.path(), Scope::SelfOnly, Mask::UNKNOWN, self.head);
+        self.removal.owed.push(Owed { root, path, scope, mask, seq, class, reason, wait: None });
     }
 
     /// A directory's time changed at the destination with its content.
@@ -243,19 +278,21 @@ impl Run {
 
     pub(super) fn write_removed(&mut self) -> Result<(), RunError> {
         self.plan.changes = std::mem::take(&mut self.removal.changes);
-        let owed = std::mem::take(&mut self.removal.owed);
-        let rows: Vec<_> = owed.iter().map(|o| self.deferral(o)).collect();
+        let (count, bytes) =
+            (std::mem::take(&mut self.removal.removed), std::mem::take(&mut self.removal.bytes));
+        if count > 0 {
+            let (at_ns, run, approved) = (self.parts.clock.wall_ns(), self.report.run, self.removal.approved);
+            self.plan.changes.push(Change::Released { at_ns, run, count, bytes, approved });
+        }
+        self.owed = std::mem::take(&mut self.removal.owed);
+        self.write_receipts()?;
+        let rows = self.deferrals();
+        self.owed.clear();
         let leg = self.parts.leg.name.to_string();
         if !rows.is_empty() {
             self.parts.journal.defer(&leg, &rows)?;
         }
-        self.write_receipts()?;
-        let late = std::mem::take(&mut self.owed);
-        let rows: Vec<_> = late.iter().map(|o| self.deferral(o)).collect();
-        if !rows.is_empty() {
-            self.parts.journal.defer(&leg, &rows)?;
-        }
-        if std::mem::take(&mut self.removal.removed) > 0 {
+        if count > 0 {
             // What waited for a name to become free may go now.
             self.parts.journal.wake_deferred(&leg, Class::Kind)?;
         }

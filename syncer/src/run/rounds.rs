@@ -13,14 +13,17 @@ use super::machine::Event;
 use super::send::{Outcome, sort_links};
 use super::source::{Source, Work};
 use super::{Run, RunError};
-use crate::catalog::{CatalogRoot, Change, Key, NewIntent};
+use crate::catalog::{Change, NewIntent};
 use crate::report::Trouble;
 
-impl Run {
+impl Run<'_> {
     /// A tracker that does not answer: what the journal has is synced, nothing is deleted, and the run says so.
     pub(super) fn flush(&mut self) -> bool {
         match self.parts.tracker.flush() {
-            Ok(()) => true,
+            Ok(()) => {
+                self.report.tracker = None;
+                true
+            }
             Err(reason) => {
                 self.exits.push(Exit::TryLater);
                 self.report.tracker = Some(reason);
@@ -32,6 +35,9 @@ impl Run {
     pub(super) fn claim(&mut self) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
         self.head = self.parts.journal.claim(&leg)?;
+        // Whatever was renamed since has an entry above the claim only if nothing older is remembered.
+        self.grounds.iter().flatten().for_each(|ground| ground.tree.release());
+        self.check_rules()?;
         let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
         let mut works = Vec::new();
         let mut after = acked;
@@ -48,6 +54,17 @@ impl Run {
         self.owed.clear();
         self.due.clear();
         self.owe_unproven_roots(acked);
+        Ok(())
+    }
+
+    /// A gap that stands for changed rules must not be worked off by the old ones.
+    fn check_rules(&self) -> Result<(), RunError> {
+        let in_force = self.parts.journal.roots()?;
+        for root in &self.roots {
+            if in_force.iter().all(|row| row.id != root.id || row.epoch != root.epoch) {
+                return Err(RunError::Changed(root.name.clone()));
+            }
+        }
         Ok(())
     }
 
@@ -82,6 +99,7 @@ impl Run {
                     seq: self.head,
                     class: Class::Root,
                     reason: reason.clone(),
+                    wait: None,
                 });
             }
         }
@@ -91,8 +109,10 @@ impl Run {
     fn due_rows(&self, limit: usize) -> Result<Vec<Deferred>, RunError> {
         let now = self.parts.clock.wall_ns();
         let proven: Vec<RootId> = self.roots.iter().filter(|r| r.proof.is_ok()).map(|r| r.id).collect();
-        let mut rows = self.parts.journal.deferred_due(self.parts.leg.name.as_str(), now, limit)?;
-        rows.retain(|row| proven.contains(&row.key.root));
+        let mut rows = Vec::new();
+        for root in proven {
+            rows.extend(self.parts.journal.deferred_due(self.parts.leg.name.as_str(), root, now, limit)?);
+        }
         Ok(rows)
     }
 
@@ -200,7 +220,7 @@ impl Run {
 
     pub(super) fn write_receipts(&mut self) -> Result<(), RunError> {
         let mut changes = std::mem::take(&mut self.plan.changes);
-        let mut fulfilled: Vec<(CatalogRoot, Key)> = Vec::new();
+        let (mut fulfilled, mut unknown) = (Vec::new(), Vec::new());
         for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
             let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
             match result {
@@ -210,18 +230,25 @@ impl Run {
                 }
                 Err(failure) => {
                     if !failure.outcome_unknown {
-                        fulfilled.push((root, key));
+                        fulfilled.push((root, key.clone()));
                     }
                     if let (Some(exit), None) = (failure.stop, self.stop) {
                         self.stop = Some(exit);
                         self.report.troubles.push(Trouble::of_run(failure.reason.clone()));
                     }
-                    self.owed.push(batch::owed(&op, failure.class, failure.reason));
+                    if failure.outcome_unknown {
+                        unknown.push((root, key));
+                    }
+                    let owed = batch::owed(&op, failure.class, failure.reason);
+                    self.owed.push(Owed { wait: failure.wait, ..owed });
                 }
             }
         }
         if !changes.is_empty() || !fulfilled.is_empty() {
             self.parts.catalog.apply(&changes, &fulfilled)?;
+        }
+        if !unknown.is_empty() {
+            self.parts.catalog.keep_intents(&unknown)?;
         }
         Ok(())
     }
@@ -233,7 +260,7 @@ impl Run {
             return Ok(()); // a night without changes writes nothing
         }
         let now = self.parts.clock.wall_ns();
-        self.parts.catalog.set_cursor(self.parts.journal.id(), self.head)?;
+        self.store_cursor(self.head)?;
         self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, &deferred, now)?;
         if let Some(leg) = &mut self.leg_row {
             leg.acked = self.head;
@@ -241,7 +268,7 @@ impl Run {
         Ok(())
     }
 
-    fn deferrals(&self) -> Vec<NewDeferred> {
+    pub(super) fn deferrals(&self) -> Vec<NewDeferred> {
         self.owed.iter().map(|owed| self.deferral(owed)).collect()
     }
 

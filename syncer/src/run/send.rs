@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha1::{Digest as _, Sha1 as Sha1Hasher};
@@ -18,10 +19,10 @@ use tokio::task::JoinSet;
 
 use super::batch::{Action, Op};
 use super::source::Ground;
-use crate::catalog::Row;
+use crate::catalog::{Origin, Row};
 use crate::examine::{self, Verdict};
 use crate::leg::{Body, Holds, Problem, Put, Sha1, Store, StoreError, What};
-use crate::tree::{SourceFile, Stat, Tree, TreeError, Xattrs};
+use crate::tree::{Kind, SourceFile, Stat, Tree, TreeError, Xattrs};
 
 /// What the progress bar and the report count; only ever added to.
 #[derive(Debug, Default)]
@@ -42,6 +43,8 @@ pub struct Failure {
     pub stop: Option<Exit>,
     /// It may have taken effect: its intent stays.
     pub outcome_unknown: bool,
+    /// The destination's own word on when to try again.
+    pub wait: Option<Duration>,
 }
 
 /// An operation and the row it left, or why there is none.
@@ -64,6 +67,8 @@ pub struct Sender {
     pub progress: Arc<Progress>,
     /// In KiB.
     pub memory: Arc<Semaphore>,
+    /// Set when the run is to stop: nothing further is started, and what was not started has no outcome.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// The budget of [`Sender::memory`].
@@ -80,6 +85,9 @@ impl Sender {
         for op in ops {
             while running.len() >= self.transfers {
                 collect(&mut outcomes, &mut stopped, running.join_next().await);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
             }
             if let Some(failure) = &stopped {
                 outcomes.push(Outcome { op, result: Err(failure.clone()) });
@@ -182,6 +190,8 @@ struct Prepared {
     target: Vec<u8>,
     xattrs: Xattrs,
     handle: Option<Handle>,
+    /// Of an adopted file that is too new to be settled: what a later look is compared with.
+    adopted: Option<Sha1>,
     /// Of content that turned out to be what the row says.
     same: Option<(Sha1, Verdict)>,
     looked_ns: i64,
@@ -205,7 +215,7 @@ impl One {
     }
 
     async fn put(&self, op: &Op, prepared: Prepared) -> Result<Done, Failure> {
-        let Prepared { stat, body, target, xattrs, handle, same, looked_ns } = prepared;
+        let Prepared { stat, body, target, xattrs, handle, adopted, same, looked_ns } = prepared;
         let old_object = op.row.as_ref().map(|r| r.object.clone()).unwrap_or_default();
         let old_sha1 = op.row.as_ref().and_then(|r| r.sha1);
         if let Some((sha1, Verdict::Refresh)) = same {
@@ -230,12 +240,12 @@ impl One {
         if is_file {
             self.progress.bytes.fetch_add(size, Ordering::Relaxed);
         }
-        let sha1 =
-            receipt.sha1.or(same.map(|(sha1, _)| sha1)).or(if attributes_only { old_sha1 } else { None });
+        let kept = if attributes_only { old_sha1 } else { None };
+        let sha1 = receipt.sha1.or(same.map(|(sha1, _)| sha1)).or(adopted).or(kept);
         let mut row = examine::made_row(&stat, sha1, receipt.object, handle, looked_ns);
         if op.action == Action::Attributes {
-            // Nobody read the content now: an equal stat proves it only as far as it did before.
-            row.settled &= op.row.as_ref().is_some_and(|r| r.settled);
+            // An equal stat proves the content only as far as it did before. An adopted object was equal by size and time, which is all that is asked of it.
+            row.settled &= op.row.as_ref().is_some_and(|r| r.settled || r.origin != Origin::Made);
         }
         Ok(Done { row, sent: true })
     }
@@ -250,6 +260,7 @@ fn prepare(tree: &dyn Tree, holds: Holds, op: &Op) -> Result<Prepared, Failure> 
         target: Vec::new(),
         xattrs: Xattrs::new(),
         handle: tree.handle(&op.path),
+        adopted: None,
         same: None,
         looked_ns,
     };
@@ -285,9 +296,18 @@ fn prepare(tree: &dyn Tree, holds: Holds, op: &Op) -> Result<Prepared, Failure> 
             }
             prepared.body = Some(Body { file, small });
         }
+        Action::Attributes if adopts_unsettled(op, looked_ns) => {
+            let file = tree.open(&op.path).map_err(Failure::of_tree)?;
+            prepared.adopted = Some(hash(&*file).map_err(|e| Failure::of_read(op, &e))?);
+        }
         _ => {}
     }
     Ok(prepared)
+}
+
+fn adopts_unsettled(op: &Op, now_ns: i64) -> bool {
+    let adopts = op.row.as_ref().is_some_and(|row| row.origin != Origin::Made && row.sha1.is_none());
+    adopts && op.stat.kind == Kind::File && !examine::is_settled(&op.stat, now_ns)
 }
 
 fn read_small(file: &dyn SourceFile) -> io::Result<(Bytes, Sha1)> {
@@ -321,7 +341,7 @@ fn hash(file: &dyn SourceFile) -> io::Result<Sha1> {
 
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
-        Failure { class, reason, stop: None, outcome_unknown: false }
+        Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
     }
 
     fn busy() -> Failure {
@@ -341,13 +361,16 @@ impl Failure {
     pub fn of_store(e: StoreError) -> Failure {
         let outcome_unknown = e.outcome_unknown;
         let reason = e.to_string();
+        let wait = if let Problem::TryLater(wait) = e.problem { wait } else { None };
         let (class, stop) = match e.problem {
             Problem::Stop(exit) => (Class::Error, Some(exit)),
             Problem::Busy => (Class::Busy, None),
             Problem::Vanished => (Class::InFlight, None),
             Problem::InTheWay => (Class::Kind, None),
-            Problem::TryLater(_) | Problem::Unreadable | Problem::Unfit => (Class::Error, None),
+            Problem::TryLater(_) | Problem::Unreadable | Problem::Unfit | Problem::Occupied => {
+                (Class::Error, None)
+            }
         };
-        Failure { class, reason, stop, outcome_unknown }
+        Failure { class, reason, stop, outcome_unknown, wait }
     }
 }

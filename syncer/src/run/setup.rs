@@ -6,7 +6,7 @@ use std::sync::Arc;
 use shared::config::Root;
 use shared::entry::{Mask, Scope};
 use shared::identity::{Difference, Identity};
-use shared::journal::{Class, NewDeferred, RootRow};
+use shared::journal::{Class, LegRootFacts, NewDeferred, RootRow};
 use shared::limits;
 use shared::path::RelPath;
 
@@ -14,10 +14,10 @@ use super::send::{Sender, memory_budget};
 use super::source::Ground;
 use super::{Run, RunError, RunRoot};
 use crate::catalog::{Change, Intent, Key, Row};
-use crate::leg::Problem;
-use crate::tree::Tree;
+use crate::leg::{Listed, Problem, Put, Store, What};
+use crate::tree::{Look, Tree, Xattrs};
 
-impl Run {
+impl Run<'_> {
     /// Opens every root of the leg and compares it with what the configuration, the tracker and the catalog say.
     pub(super) fn prove(&mut self) -> Result<(), RunError> {
         let in_force = self.parts.journal.roots()?;
@@ -40,6 +40,7 @@ impl Run {
             self.roots.push(RunRoot {
                 name: root.name.to_string(),
                 id: row.id,
+                epoch: row.epoch,
                 prefix: leg_root.prefix,
                 catalog,
                 proof,
@@ -79,20 +80,34 @@ impl Run {
 
     pub(super) fn attach(&mut self) -> Result<(), RunError> {
         let facts = self.parts.catalog.facts()?;
-        let ids: Vec<_> = self.roots.iter().map(|r| r.id).collect();
+        let mut roots = Vec::new();
+        for root in &self.roots {
+            roots.push(LegRootFacts { id: root.id, attended: self.parts.catalog.attended(&root.name)? });
+        }
         let now = self.parts.clock.wall_ns();
         let leg = self.parts.leg.name.as_str();
-        let attached = self.parts.journal.attach_leg(leg, &facts, &ids, now)?;
+        let attached = self.parts.journal.attach_leg(leg, &facts, &roots, now)?;
         if let Some(reason) = attached.full_pass {
             let text = format!("leg {leg}: full pass, {reason}");
             tracing::info!("{text}");
             self.parts.journal.add_history(now, "full-pass", None, &text)?;
         }
-        self.parts.catalog.set_cursor(self.parts.journal.id(), attached.leg.acked)?;
+        if self.parts.wish.full {
+            for root in &self.roots {
+                self.parts.journal.request_full_pass(leg, root.id, now, "it was asked for")?;
+            }
+        }
+        self.store_cursor(attached.leg.acked)?;
         self.report.run = attached.leg.last_run;
         self.report.full_pass = attached.full_pass.map(str::to_owned);
         self.leg_row = Some(attached.leg);
         Ok(())
+    }
+
+    /// The catalog's copy of the cursor, before the journal's.
+    pub(super) fn store_cursor(&mut self, acked: u64) -> Result<(), RunError> {
+        let roots: Vec<&str> = self.roots.iter().map(|r| r.name.as_str()).collect();
+        Ok(self.parts.catalog.set_cursor(self.parts.journal.id(), acked, &roots)?)
     }
 
     pub(super) async fn begin_store(&mut self) -> Result<(), RunError> {
@@ -108,13 +123,33 @@ impl Run {
         }
         store.prepare().await?;
         self.parts.catalog.set_destination(&destination)?;
+        self.make_prefixes(&*store).await?;
         self.sender = Some(Sender {
             store,
             prefixes: self.roots.iter().map(|r| r.prefix.clone()).collect(),
             transfers: self.parts.leg.transfers,
             progress: self.parts.progress.clone(),
             memory: memory_budget(),
+            stop: self.parts.stop.clone(),
         });
+        Ok(())
+    }
+
+    /// The directories above a root's own place.
+    async fn make_prefixes(&self, store: &dyn Store) -> Result<(), RunError> {
+        for root in self.roots.iter().filter(|_| store.holds().all_kinds) {
+            let Ok(tree) = &root.proof else { continue };
+            let Look::Found(stat) = tree.look(&RelPath::root()) else { continue };
+            let mut above: Vec<RelPath> = Vec::new();
+            let mut dir = root.prefix.parent();
+            while let Some(path) = dir.filter(|d| !d.is_root()) {
+                dir = path.parent();
+                above.push(path);
+            }
+            for dest in above.into_iter().rev() {
+                store.put(Put { dest, what: What::Dir, stat, xattrs: Xattrs::new() }).await?;
+            }
+        }
         Ok(())
     }
 
@@ -123,26 +158,27 @@ impl Run {
     pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
         for index in 0..self.roots.len() {
             let Some(root) = self.roots[index].catalog else { continue };
-            let (mut changes, mut fulfilled, mut deferred) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut changes, mut fulfilled, mut open, mut deferred) = (vec![], vec![], vec![], vec![]);
             for intent in self.parts.catalog.intents(root)? {
                 let Some((change, done)) = self.settle_intent(index, &intent).await? else { continue };
                 changes.extend(change);
                 deferred.push(settle_row(&self.roots[index], intent.key.path(), self.parts.clock.wall_ns()));
-                if done {
-                    fulfilled.push((root, intent.key));
-                }
+                if done { fulfilled.push((root, intent.key)) } else { open.push((root, intent.key)) }
             }
             if !deferred.is_empty() {
                 // Owed before forgotten: a crash between the two repeats the question.
                 self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
-                self.parts.catalog.apply(&changes, &fulfilled)?;
+                self.parts.catalog.apply(&changes, &[])?;
+                self.parts.catalog.drop_intents(&fulfilled)?;
+                self.parts.catalog.keep_intents(&open)?;
             }
         }
         Ok(())
     }
 
-    /// What stands at the intent's name, and whether the question is answered: where nothing stands, a request may
-    /// still come true for a while after its connection broke. `None` if the destination could not be asked.
+    /// What stands at the intent's name, and whether the question is answered for good: for a while a request may
+    /// still come true after its connection broke, and then what stands there changes. `None` if the destination
+    /// could not be asked.
     async fn settle_intent(
         &self,
         index: usize,
@@ -150,7 +186,8 @@ impl Run {
     ) -> Result<Option<(Option<Change>, bool)>, RunError> {
         let path = intent.key.path();
         let now = self.parts.clock.wall_ns();
-        let found = match self.store()?.newest(&self.roots[index].prefix.join(&path)).await {
+        let store = self.store()?;
+        let found = match store.newest(&self.roots[index].prefix.join(&path)).await {
             Ok(found) => found,
             Err(e) if matches!(e.problem, Problem::Stop(_)) => return Err(e.into()),
             Err(e) => {
@@ -158,18 +195,23 @@ impl Run {
                 return Ok(None);
             }
         };
-        let Some(object) = found else {
-            let grace = limits::INTENT_GRACE.as_nanos() as i64;
-            return Ok(Some((None, now.saturating_sub(intent.at_ns) > grace)));
-        };
+        let done = now.saturating_sub(intent.at_ns) > limits::INTENT_GRACE.as_nanos() as i64;
+        let Some(object) = found else { return Ok(Some((None, done))) };
         let known = self.parts.catalog.get(intent.root, &intent.key)?;
         let is_news =
             Key::new(&path, object.kind) == intent.key && known.is_none_or(|row| row.object != object.object);
         let change = is_news.then(|| {
-            let row = Row::listed(&object, true, now, self.report.run);
+            let ours = !store.holds().writers || self.is_ours(&object);
+            let row = Row::listed(&object, ours, now, self.report.run);
             Change::Put { root: intent.root, key: intent.key.clone(), row }
         });
-        Ok(Some((change, true)))
+        Ok(Some((change, done)))
+    }
+
+    /// True if one of the leg's writers made the object.
+    pub(super) fn is_ours(&self, object: &Listed) -> bool {
+        let writers = self.leg_row.iter().flat_map(|leg| &leg.writer_ids);
+        object.writer.as_ref().is_some_and(|own| writers.into_iter().any(|w| w == own))
     }
 }
 

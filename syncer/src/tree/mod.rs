@@ -54,6 +54,8 @@ pub enum Look {
     Gone {
         at: RelPath,
     },
+    /// Another filesystem or subvolume lies over it: not ours to mirror, and nothing may be concluded.
+    Elsewhere(String),
     /// Anything else: nothing may be concluded.
     Unknown(String),
 }

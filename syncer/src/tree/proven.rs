@@ -65,6 +65,9 @@ impl Tree for ProvenTree {
     fn look(&self, path: &RelPath) -> Look {
         let at = match self.below.pin(path) {
             Ok(pinned) => return Look::Found(pinned.stat),
+            Err(Miss::Failed { at, source }) if source.kind() == io::ErrorKind::CrossesDevices => {
+                return Look::Elsewhere(format!("{at}: {source}"));
+            }
             Err(Miss::Failed { at, source }) => return Look::Unknown(format!("{at}: {source}")),
             Err(Miss::Absent { at } | Miss::NotDir { at }) => at,
         };

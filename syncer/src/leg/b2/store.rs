@@ -321,4 +321,11 @@ impl Store for B2Store {
     fn calls(&self) -> Calls {
         self.client.calls()
     }
+
+    fn notes(&self) -> Vec<String> {
+        let apart = self.uploaded_apart();
+        let text =
+            format!("{apart} files have names that B2 cannot hold; their objects stand in .longshore/names/");
+        (apart > 0).then_some(text).into_iter().collect()
+    }
 }

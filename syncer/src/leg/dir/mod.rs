@@ -155,6 +155,13 @@ impl Store for DirStore {
     fn calls(&self) -> Calls {
         Calls::default()
     }
+
+    fn notes(&self) -> Vec<String> {
+        let unset = self.unset_count();
+        let text =
+            format!("{unset} owners, modes, times or attributes could not be set there for want of rights");
+        (unset > 0).then_some(text).into_iter().collect()
+    }
 }
 
 impl Inner {
@@ -211,7 +218,7 @@ impl Inner {
             below.forget(); // it may be among the remembered ones
             return match removed {
                 Err(Errno::NOTEMPTY) => {
-                    Err(StoreError::new(OP, dest, Problem::TryLater(None), "the directory is not empty"))
+                    Err(StoreError::new(OP, dest, Problem::Occupied, "the directory is not empty"))
                 }
                 other => gone_is_fine(other),
             };
@@ -293,9 +300,12 @@ fn failed(op: &'static str, object: impl Display, source: impl Into<io::Error>) 
 
 fn missed(op: &'static str, miss: Miss) -> StoreError {
     match miss {
-        Miss::Absent { at } => {
-            StoreError::new(op, at, Problem::TryLater(None), "it is not at the destination yet")
-        }
+        Miss::Absent { at } => StoreError::new(
+            op,
+            at,
+            Problem::TryLater(None),
+            "it is not at the destination yet; if somebody took it away there, `syncer run --full` brings it back",
+        ),
         Miss::NotDir { at } => StoreError::new(op, at, Problem::InTheWay, "it is no directory"),
         Miss::Failed { at, source } => failed(op, at, source),
     }

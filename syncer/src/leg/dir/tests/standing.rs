@@ -167,7 +167,7 @@ fn what_is_gone_already_is_removed_and_what_is_of_another_kind_is_not() {
     scene.mirror("d");
     scene.write("d/f", b"");
     assert_eq!(scene.remove("d", Kind::File).unwrap_err().problem, Problem::InTheWay);
-    assert_eq!(scene.remove("d", Kind::Dir).unwrap_err().problem, Problem::TryLater(None));
+    assert_eq!(scene.remove("d", Kind::Dir).unwrap_err().problem, Problem::Occupied);
     scene.remove("d/f", Kind::File).unwrap();
     scene.remove("d", Kind::Dir).unwrap();
     assert!(scene.newest("d").is_none());
