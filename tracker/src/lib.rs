@@ -1,1 +1,12 @@
 //! The tracker as a library, so that tests and benches reach its parts.
+
+pub mod args;
+pub mod batch;
+pub mod commands;
+pub mod daemon;
+pub mod event_to_entry;
+pub mod intake;
+pub mod mounts;
+pub mod resolve;
+pub mod roots;
+pub mod shell;

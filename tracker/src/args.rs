@@ -1,0 +1,101 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use shared::config::DEFAULT_PATH;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "tracker",
+    version,
+    about = "Records every changed path of the tracked trees in a crash-safe journal"
+)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// The configuration.
+    #[arg(long, global = true, value_name = "FILE", env = "LONGSHORE_CONFIG", default_value = DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// Say more (twice: everything).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Track the roots until SIGTERM.
+    Run,
+    /// What the tracker sees and what is waiting in the journal. Ends with 75 if it does not run.
+    Stats {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The paths that wait to be looked at.
+    Pending {
+        /// Only what this leg has not done yet, with what it put off.
+        #[arg(long, value_name = "NAME")]
+        leg: Option<String>,
+        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL.
+        #[arg(short = '0', long = "null", conflicts_with = "json")]
+        null: bool,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have paths looked at again. All are added, or none.
+    Add {
+        /// The root that relative paths are in.
+        #[arg(long, value_name = "NAME")]
+        root: Option<String>,
+        /// Everything below, too.
+        #[arg(long)]
+        subtree: bool,
+        /// Read paths, each ended by NUL, from a file; `-` is standard input.
+        #[arg(long, value_name = "FILE", conflicts_with = "paths")]
+        from0: Option<PathBuf>,
+        #[arg(value_name = "PATH", required_unless_present = "from0")]
+        paths: Vec<PathBuf>,
+    },
+    /// Wait until everything that happened before is in the journal.
+    Flush,
+    /// Print the configuration of a root, with the identity of the disk it is on.
+    Identify {
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
+    /// Check or show the configuration.
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Check it; nothing is printed if it is good.
+    Check,
+    /// Print what it means, defaults included.
+    Show,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+}

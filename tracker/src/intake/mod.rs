@@ -1,0 +1,123 @@
+//! Where events come from: fanotify for a whole filesystem, inotify where that is refused.
+
+pub mod fanotify;
+pub mod inotify;
+pub mod records;
+pub mod sys;
+mod watches;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use shared::entry::Handle;
+use shared::journal::RootState;
+
+use crate::batch::Batch;
+use crate::resolve::doubts::{DoubtState, Turn};
+
+/// Which kernel interface serves a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Fanotify,
+    Inotify,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Fanotify => "fanotify",
+            Kind::Inotify => "inotify",
+        }
+    }
+
+    /// What no event tells of.
+    pub fn blind_spots(self) -> Vec<String> {
+        let both = ["Linux native AIO", "stores through a live mmap", "loop-device backing files"];
+        let inotify =
+            ["changes made below the mount", "other hard-link names of a watched file", "remote clients"];
+        let more: &[&str] = if self == Kind::Inotify { &inotify } else { &[] };
+        both.iter().chain(more).map(|s| (*s).to_owned()).collect()
+    }
+}
+
+/// One read of the kernel's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    pub events: u64,
+    pub bytes: usize,
+    /// The queue was empty at the end of it.
+    pub drained: bool,
+}
+
+/// What was seen of one root, by its index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootSeen {
+    pub root: usize,
+    pub state: RootState,
+    pub why: String,
+}
+
+/// What a check of the source found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// Every root that is there is being watched.
+    pub intact: bool,
+    pub roots: Vec<RootSeen>,
+}
+
+/// Why a source cannot serve these roots.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The kernel will not do it for this filesystem or this user: another source may.
+    #[error("{reason}")]
+    Refused { reason: String },
+    /// None of the roots is there.
+    #[error("None of the roots is there")]
+    Absent(Vec<RootSeen>),
+    #[error("Cannot {op}: {source}")]
+    Io { op: &'static str, source: io::Error },
+}
+
+/// A queue of events in the kernel and the way from them to changes. One thread uses it; it commits nothing.
+pub trait EventSource: Send {
+    fn kind(&self) -> Kind;
+
+    /// To be polled for reading.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// How many events are queued, or more. Walks the queue under the lock that writers wait for: not for pacing.
+    fn queued(&self) -> u64;
+
+    /// Takes over what is queued, within bounds. `None`: nothing is.
+    fn read(&mut self) -> io::Result<Option<Taken>>;
+
+    /// Turns what was read since the last time into changes; `read` counts the events so far.
+    fn translate(&mut self, batch: &mut Batch, read: u64, now_ns: i64);
+
+    /// Whether every root is still what it was and watched. May touch the roots' disk.
+    fn check(&mut self) -> Checked;
+
+    /// The queue was empty at this time.
+    fn drained(&mut self, _now_ns: i64) {}
+
+    fn doubt_state(&self) -> DoubtState {
+        DoubtState::default()
+    }
+
+    fn doubt_count(&self) -> usize {
+        0
+    }
+
+    /// What the doubts add to a commit.
+    fn doubt_turn(&mut self, _now_ns: i64) -> Turn {
+        Turn::default()
+    }
+
+    /// Changes to commit before a flush is answered: what this source knows it cannot see.
+    fn unseen(&mut self, _batch: &mut Batch) {}
+}
+
+/// Doubts of an earlier session, for the gap that covers them.
+pub fn settled_by_gap(doubts: Vec<shared::journal::Doubt>) -> Vec<Handle> {
+    doubts.into_iter().map(|d| d.handle).collect()
+}

@@ -1,0 +1,233 @@
+//! The control socket: one thread per connection, one request each.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use shared::clock::{Clock as _, SystemClock};
+use shared::config::Config;
+use shared::control::{self, AddedPath, Answer, Request};
+use shared::database::DatabaseError;
+use shared::entry::{Cause, Mask, Scope};
+use shared::journal::{Change, Coalesce, Commit, Journal, RootRow};
+use shared::limits;
+
+use super::heads::Heads;
+use super::slot::{Flusher, SlotHandle};
+
+/// Connections served at once.
+const CONNECTIONS_MAX: usize = 64;
+/// A watcher hears of new entries at most this often.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a connection may take to send its request, or to take an answer.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+
+pub struct Server {
+    socket: PathBuf,
+    roots: BTreeMap<String, RootRow>,
+    /// Empty once the tracker stops: the last to close a journal folds its log into it.
+    journal: Mutex<Option<Journal>>,
+    heads: Arc<Heads>,
+    slots: OnceLock<Vec<Flusher>>,
+    connections: AtomicUsize,
+    /// Held as long as the process lives.
+    _lock: File,
+}
+
+impl Server {
+    pub fn new(
+        config: &Config,
+        roots: BTreeMap<String, RootRow>,
+        journal: Journal,
+        heads: Arc<Heads>,
+        lock: File,
+    ) -> Server {
+        Server {
+            socket: config.control_path(),
+            roots,
+            journal: Mutex::new(Some(journal)),
+            heads,
+            slots: OnceLock::new(),
+            connections: AtomicUsize::new(0),
+            _lock: lock,
+        }
+    }
+
+    /// Who may ask is decided by the mode of the socket: its owner, its group, and root.
+    pub fn listen(self, slots: &[SlotHandle]) -> io::Result<Arc<Server>> {
+        match std::fs::remove_file(&self.socket) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&self.socket)?;
+        std::fs::set_permissions(&self.socket, Permissions::from_mode(0o660))?;
+        self.slots.get_or_init(|| slots.iter().map(SlotHandle::flusher).collect());
+        let server = Arc::new(self);
+        let accepting = Arc::clone(&server);
+        std::thread::Builder::new().name("control".into()).spawn(move || accepting.accept(&listener))?;
+        Ok(server)
+    }
+
+    pub fn close(&self) {
+        if let Err(e) = std::fs::remove_file(&self.socket) {
+            tracing::debug!("{}: {e}", self.socket.display());
+        }
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Option<Journal>> {
+        // A panic inside a transaction rolled it back.
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session and closes the journal.
+    pub fn end_session(&self, session: i64, now_ns: i64) -> Result<(), DatabaseError> {
+        match self.journal().take() {
+            Some(mut journal) => journal.end_session(session, now_ns),
+            None => Ok(()),
+        }
+    }
+
+    /// Drops what every leg has acked. Writes nothing if there is nothing to drop.
+    pub fn prune(&self, legs: &[String]) -> Result<(), DatabaseError> {
+        let mut guard = self.journal();
+        let Some(journal) = guard.as_mut() else { return Ok(()) };
+        let mut lowest: Option<u64> = None;
+        for leg in legs {
+            if let Some(leg) = journal.leg(leg)? {
+                lowest = Some(lowest.map_or(leg.acked, |l| l.min(leg.acked)));
+            }
+        }
+        let (_, floor) = journal.head_and_floor()?;
+        if lowest.is_some_and(|lowest| lowest > floor) {
+            let dropped = journal.prune(legs)?;
+            tracing::debug!("{dropped} entries that every leg has acked were dropped");
+        }
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Server>, listener: &UnixListener) {
+        for stream in listener.incoming() {
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(e) => {
+                    tracing::warn!("The control socket failed: {e}");
+                    // Out of descriptors, say: not in a hot loop.
+                    std::thread::sleep(WATCH_INTERVAL);
+                    continue;
+                }
+            };
+            let server = Arc::clone(self);
+            if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+                refuse(&stream, "too many connections at once");
+                self.connections.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let serve = move || {
+                if let Err(e) = server.serve(&stream) {
+                    tracing::debug!("A control connection ended: {e}");
+                }
+                server.connections.fetch_sub(1, Ordering::Relaxed);
+            };
+            if let Err(e) = std::thread::Builder::new().name("peer".into()).spawn(serve) {
+                tracing::warn!("Cannot serve a control connection: {e}");
+                self.connections.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(PEER_TIMEOUT))?;
+        stream.set_write_timeout(Some(PEER_TIMEOUT))?;
+        match control::read_request(stream)? {
+            Request::Flush => match self.flush() {
+                Some(head) => control::write_line(stream, &Answer::Done { head }),
+                None => {
+                    refuse(stream, "it did not get through to every filesystem in time, or is stopping");
+                    Ok(())
+                }
+            },
+            Request::Add { paths } => match self.add(paths) {
+                Ok(head) => control::write_line(stream, &Answer::Done { head }),
+                Err(message) => {
+                    refuse(stream, &message);
+                    Ok(())
+                }
+            },
+            Request::Watch => self.watch(stream),
+        }
+    }
+
+    /// The barrier over all filesystems: the head once each has committed what happened before.
+    fn flush(&self) -> Option<u64> {
+        let waiting: Vec<Receiver<u64>> = self.slots.get()?.iter().map(Flusher::flush).collect();
+        let deadline = std::time::Instant::now() + limits::FLUSH_TIMEOUT;
+        let mut head = self.heads.get();
+        for answer in waiting {
+            head = head.max(answer.recv_deadline(deadline).ok()?);
+        }
+        Some(head)
+    }
+
+    fn add(&self, paths: Vec<AddedPath>) -> Result<u64, String> {
+        if paths.len() > limits::ADD_PATHS_MAX {
+            return Err(format!("{} paths at once, at most {}", paths.len(), limits::ADD_PATHS_MAX));
+        }
+        let mut commit = Commit::default();
+        for added in paths {
+            let Some(root) = self.roots.get(&added.root) else {
+                return Err(format!("there is no root named `{}`", added.root));
+            };
+            commit.changes.push(Change {
+                root: root.id,
+                path: added.path,
+                handle: None,
+                scope: if added.subtree { Scope::Subtree } else { Scope::SelfOnly },
+                cause: Cause::External,
+                mask: Mask::UNKNOWN,
+            });
+        }
+        let now = SystemClock.wall_ns();
+        let mut journal = self.journal();
+        let Some(journal) = journal.as_mut() else { return Err("it is stopping".to_owned()) };
+        let appended = journal.append(&mut Coalesce::default(), &commit, now);
+        let head = appended.map_err(|e| e.to_string())?.head;
+        self.heads.publish(head);
+        Ok(head)
+    }
+
+    fn watch(&self, stream: &UnixStream) -> io::Result<()> {
+        let mut seen = self.heads.get();
+        loop {
+            match self.heads.above(seen, PEER_TIMEOUT) {
+                Some(head) => {
+                    control::write_line(stream, &Answer::Changed { head })?;
+                    seen = head;
+                    std::thread::sleep(WATCH_INTERVAL);
+                }
+                None if hung_up(stream) => return Ok(()),
+                None => {}
+            }
+        }
+    }
+}
+
+fn refuse(stream: &UnixStream, message: &str) {
+    let answer = Answer::Refused { message: message.to_owned() };
+    if let Err(e) = control::write_line(stream, &answer) {
+        tracing::debug!("A refusal did not arrive: {e}");
+    }
+}
+
+fn hung_up(stream: &UnixStream) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok_and(|n| n > 0)
+}

@@ -1,0 +1,246 @@
+//! Everything before the first event: directories, the lock, the journal, the roots and which filesystem each is on.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use rustix::event::{PollFd, PollFlags, poll};
+use shared::clock::{self, Clock as _, SystemClock};
+use shared::config::Config;
+use shared::database::DatabaseError;
+use shared::entry::Cause;
+use shared::exit::Exit;
+use shared::journal::{Journal, RootRow};
+use shared::limits;
+
+use super::heads::Heads;
+use super::server::Server;
+use super::slot::{self, SlotHandle, SlotParts};
+use super::{Report, report};
+use crate::intake::fanotify;
+use crate::mounts;
+use crate::roots::{Found, OwnDir, RootError, TrackedRoot};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("Cannot use the directory {}: {source}. Make it, writable for this user, or name another in the configuration", path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("Another tracker runs with the state directory {}. Stop it first, or give this one a state_dir of its own", dir.display())]
+    Locked { dir: PathBuf },
+    #[error("The configuration {} names no root. `tracker identify PATH` prints one to add", file.display())]
+    NoRoots { file: PathBuf },
+    #[error("The roots lie on {count} filesystems, {max} can be tracked at once")]
+    TooManyFilesystems { count: usize, max: usize },
+    #[error(transparent)]
+    Root(RootError),
+    #[error(transparent)]
+    Journal(DatabaseError),
+    #[error("Cannot listen on the control socket {}: {source}", path.display())]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("Cannot {op}: {source}")]
+    System { op: &'static str, source: io::Error },
+    #[error(
+        "The tracker ended without having committed everything. Nothing is lost: the next start looks at the roots anew"
+    )]
+    Unclean,
+}
+
+impl RunError {
+    pub fn exit(&self) -> Exit {
+        match self {
+            RunError::Locked { .. } | RunError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
+            RunError::Directory { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Exit::TryLater
+            }
+            RunError::Directory { .. }
+            | RunError::NoRoots { .. }
+            | RunError::TooManyFilesystems { .. }
+            | RunError::Root(_) => Exit::Config,
+            RunError::Journal(e) if e.is_permanent() => Exit::Config,
+            RunError::Journal(_) | RunError::Socket { .. } | RunError::System { .. } | RunError::Unclean => {
+                Exit::Failed
+            }
+        }
+    }
+}
+
+pub(super) struct Started {
+    pub config: Config,
+    pub slots: Vec<SlotHandle>,
+    pub server: Arc<Server>,
+    pub session: i64,
+    pub boot_id: String,
+}
+
+/// Group and nobody else: the syncer reads and writes the state too.
+const STATE_MODE: u32 = 0o2770;
+const RUNTIME_MODE: u32 = 0o770;
+
+pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started, RunError> {
+    if config.roots.is_empty() {
+        return Err(RunError::NoRoots { file: config.file.clone() });
+    }
+    // What only group and owner may use is made without a moment in which others could.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    let mut tracked = config.roots.iter().map(unnumbered).collect::<Vec<_>>();
+    for root in &mut tracked {
+        root.check_at_start().map_err(RunError::Root)?;
+    }
+    make_dir(&config.state_dir, STATE_MODE)?;
+    make_dir(&config.runtime_dir, RUNTIME_MODE)?;
+    let lock = lock(&config.state_dir)?;
+    let mut journal = Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?;
+    let now = SystemClock.wall_ns();
+    let rows = journal.put_roots(&config.roots, now).map_err(RunError::Journal)?;
+    for (root, row) in tracked.iter_mut().zip(&rows) {
+        root.id = row.id;
+    }
+    let boot_id = clock::boot_id().map_err(|source| RunError::System { op: "read the boot id", source })?;
+    let version = env!("CARGO_PKG_VERSION");
+    let (session, before) = journal.begin_session(&boot_id, version, now).map_err(RunError::Journal)?;
+    let booted = before.is_some_and(|before| before != boot_id);
+    let cause = if booted { Cause::Boot } else { Cause::Start };
+    let heads = Arc::new(Heads::default());
+    let slots = spawn_slots(&config, tracked, cause, &heads, reports)?;
+    let server = Server::new(&config, rows_by_name(rows), journal, heads, lock);
+    let socket = config.control_path();
+    let server = server.listen(&slots).map_err(|source| RunError::Socket { path: socket, source })?;
+    Ok(Started { config, slots, server, session, boot_id })
+}
+
+fn rows_by_name(rows: Vec<RootRow>) -> BTreeMap<String, RootRow> {
+    rows.into_iter().map(|row| (row.name.clone(), row)).collect()
+}
+
+fn unnumbered(root: &shared::config::Root) -> TrackedRoot {
+    TrackedRoot {
+        id: shared::journal::RootId(0),
+        name: root.name.as_str().to_owned(),
+        path: root.path.clone(),
+        rules: root.rules.clone(),
+        expected: root.identity.clone(),
+        is_mount: false,
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), RunError> {
+    let error = |source| RunError::Directory { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(error)?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(error)
+}
+
+/// The kernel's lock goes with the process, however it ends.
+fn lock(dir: &Path) -> Result<File, RunError> {
+    let path = dir.join("tracker.lock");
+    let error = |source| RunError::Directory { path: path.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RunError::Locked { dir: dir.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(error(source)),
+    }
+}
+
+/// One thread for each filesystem; a root that is not there yet gets one of its own.
+fn spawn_slots(
+    config: &Config,
+    tracked: Vec<TrackedRoot>,
+    cause: Cause,
+    heads: &Arc<Heads>,
+    reports: &Sender<Report>,
+) -> Result<Vec<SlotHandle>, RunError> {
+    let own: Vec<_> =
+        [&config.state_dir, &config.runtime_dir].into_iter().filter_map(|d| OwnDir::of(d).ok()).collect();
+    let groups = by_filesystem(tracked);
+    if groups.len() > limits::FILESYSTEMS_MAX {
+        return Err(RunError::TooManyFilesystems { count: groups.len(), max: limits::FILESYSTEMS_MAX });
+    }
+    let mut slots = Vec::new();
+    for (number, roots) in groups.into_iter().enumerate() {
+        let name = filesystem_name(&roots[0]);
+        let parts = SlotParts {
+            number,
+            fs_key: name.clone(),
+            name,
+            roots,
+            own: own.clone(),
+            journal: Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?,
+            cause,
+            heads: Arc::clone(heads),
+            reports: reports.clone(),
+        };
+        slots.push(slot::spawn(parts).map_err(|source| RunError::System { op: "start a thread", source })?);
+    }
+    Ok(slots)
+}
+
+fn by_filesystem(tracked: Vec<TrackedRoot>) -> Vec<Vec<TrackedRoot>> {
+    let all = mounts::read().unwrap_or_default();
+    let mut groups: Vec<(Option<u64>, Vec<TrackedRoot>)> = Vec::new();
+    for root in tracked {
+        let dev = match root.look() {
+            Found::Ok(open) => Some(fanotify::superblock(&open, &all)),
+            Found::Not { .. } => None,
+        };
+        match groups.iter_mut().find(|(d, _)| dev.is_some() && *d == dev) {
+            Some((_, roots)) => roots.push(root),
+            None => groups.push((dev, vec![root])),
+        }
+    }
+    groups.into_iter().map(|(_, roots)| roots).collect()
+}
+
+/// Type and UUID, or the root's path where there is none.
+fn filesystem_name(root: &TrackedRoot) -> String {
+    match &root.expected {
+        Some(identity) if identity.uuid.is_some() => {
+            format!("{} {}", identity.fs, identity.uuid.as_deref().unwrap_or_default())
+        }
+        Some(identity) => format!("{} at {}", identity.fs, root.path.display()),
+        None => root.path.display().to_string(),
+    }
+}
+
+pub(super) fn watch_signals(reports: &Sender<Report>) -> Result<(), RunError> {
+    let error = |source| RunError::System { op: "listen for signals", source };
+    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT]).map_err(error)?;
+    let reports = reports.clone();
+    let listen = move || {
+        for _ in signals.forever() {
+            report(&reports, Report::Signal);
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(listen).map(drop).map_err(error)
+}
+
+/// Wakes the probe at every mount and unmount. Without it the probe alone notices, later.
+pub(super) fn watch_mounts(reports: &Sender<Report>) {
+    let reports = reports.clone();
+    let listen = move || -> io::Result<()> {
+        let file = File::open(mounts::MOUNTINFO)?;
+        loop {
+            // The kernel reports changes since the last poll of this descriptor.
+            let mut fds = [PollFd::new(&file, PollFlags::PRI | PollFlags::ERR)];
+            match poll(&mut fds, None) {
+                Ok(_) => report(&reports, Report::Mounts),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    };
+    let watched = std::thread::Builder::new().name("mounts".into()).spawn(move || {
+        if let Err(e) = listen() {
+            tracing::warn!("Mounts are noticed by the probe only: {e}");
+        }
+    });
+    if let Err(e) = watched {
+        tracing::warn!("Mounts are noticed by the probe only: {e}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Real filesystems: mounted, unmounted, overflowing, and those that fanotify refuses.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Bind, Mounted, World, is_root};
+use rustix::process::Signal;
+
+fn world_on(mounted: &Mounted) -> World {
+    let world = World::new(&[]);
+    world.configure(&world.dir.path().join("state"), &[("a", &mounted.point)], "");
+    world
+}
+
+fn source(world: &World) -> (String, String) {
+    let root = &world.stats()["status"]["roots"][0];
+    let text = |key: &str| root[key].as_str().unwrap().to_owned();
+    (text("source"), text("source_reason"))
+}
+
+/// Changes that every source must see.
+fn churn(root: &Path) {
+    std::fs::create_dir_all(root.join("d/deep")).unwrap();
+    std::fs::write(root.join("d/deep/f"), "x").unwrap();
+    std::fs::write(root.join("g"), "x").unwrap();
+    std::fs::rename(root.join("d"), root.join("e")).unwrap();
+    std::fs::remove_file(root.join("g")).unwrap();
+}
+
+fn assert_churn(world: &World) {
+    let rows = world.changes();
+    let covered = |path: &str| {
+        rows.iter().any(|(scope, p)| {
+            p == path
+                || (scope == "subtree" && path.strip_prefix(p.as_str()).is_some_and(|r| r.starts_with('/')))
+        })
+    };
+    for path in ["d", "e", "e/deep/f", "g"] {
+        assert!(covered(path), "{path}: {rows:?}");
+    }
+}
+
+#[test]
+fn ext4_xfs_and_btrfs_are_tracked_with_fanotify_and_can_be_unmounted_meanwhile() {
+    if !is_root() {
+        return;
+    }
+    for fs in ["ext4", "xfs", "btrfs"] {
+        let disk = Mounted::image(fs);
+        let mut world = world_on(&disk);
+        world.start();
+        assert_eq!(source(&world), ("fanotify".to_owned(), String::new()), "{fs}");
+        churn(&disk.point);
+        world.flush();
+        assert_churn(&world);
+        world.claim();
+        disk.umount();
+        world.flush();
+        assert_eq!(world.root_state(), "missing", "{fs}");
+        disk.mount();
+        std::fs::write(disk.point.join("unseen"), "x").unwrap();
+        world.flush();
+        assert_eq!(world.root_state(), "ok", "{fs}");
+        assert_eq!(world.cause_count("remount"), 1, "{fs}: {:?}", world.causes());
+        std::fs::write(disk.point.join("seen"), "x").unwrap();
+        world.flush();
+        assert!(world.has("self", b"seen"), "{fs}");
+        assert_eq!(world.stop(), 0);
+    }
+}
+
+#[test]
+fn a_mark_that_died_in_a_quick_remount_is_noticed_by_the_flush() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let mut world = world_on(&disk);
+    world.start();
+    world.claim();
+    // Everything but the mark is as before when the tracker looks again.
+    world.signal(Signal::STOP);
+    disk.umount();
+    disk.mount();
+    std::fs::write(disk.point.join("f"), "x").unwrap();
+    world.signal(Signal::CONT);
+    world.flush();
+    assert_eq!(world.cause_count("remount"), 1, "{:?}", world.causes());
+    assert_eq!(world.root_state(), "ok");
+}
+
+#[test]
+fn another_disk_at_the_path_is_replaced_and_its_changes_are_not_ours() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let mut world = world_on(&disk);
+    world.start();
+    let other = Mounted::image("ext4");
+    let _bind = Bind::new(&other.point, &disk.point);
+    world.flush();
+    assert_eq!(world.root_state(), "replaced");
+    std::fs::write(other.point.join("foreign"), "x").unwrap();
+    world.flush();
+    assert!(!world.has("self", b"foreign"));
+}
+
+#[test]
+fn a_root_that_is_a_part_of_a_disk_or_a_bind_mount_gets_its_own_paths() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let part = disk.point.join("part");
+    std::fs::create_dir_all(part.join("inner")).unwrap();
+    let world_dir = tempfile::tempdir().unwrap();
+    let bind = Bind::new(&part.join("inner"), world_dir.path());
+    let mut world = World::new(&[]);
+    let state = world.dir.path().join("state");
+    world.configure(&state, &[("a", &part), ("b", &bind.0)], "");
+    world.start();
+    std::fs::write(bind.0.join("f"), "x").unwrap();
+    std::fs::write(disk.point.join("outside"), "x").unwrap();
+    world.flush();
+    let mut rows: Vec<(String, PathBuf)> = world
+        .pending()
+        .into_iter()
+        .filter(|p| !p.path.is_empty())
+        .map(|p| (p.root, String::from_utf8(p.path).unwrap().into()))
+        .collect();
+    rows.sort();
+    assert_eq!(rows, [("a".to_owned(), "inner/f".into()), ("b".to_owned(), "f".into())]);
+}
+
+#[test]
+fn a_snapshot_of_btrfs_is_one_entry_for_all_of_it() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("btrfs");
+    std::fs::write(disk.point.join("f"), "x").unwrap();
+    let mut world = world_on(&disk);
+    world.start();
+    let snapshot = disk.point.join("snap");
+    let made =
+        Command::new("btrfs").args(["-q", "subvolume", "snapshot"]).arg(&disk.point).arg(&snapshot).output();
+    assert!(made.is_ok_and(|o| o.status.success()));
+    world.flush();
+    assert!(world.has("subtree", b"snap"), "{:?}", world.changes());
+    std::fs::write(snapshot.join("new"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"snap/new"), "{:?}", world.changes());
+}
+
+#[test]
+fn a_btrfs_of_which_only_a_subvolume_is_mounted_is_tracked_with_inotify() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("btrfs");
+    let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(disk.point.join("sub")).output();
+    assert!(made.is_ok_and(|o| o.status.success()));
+    disk.umount();
+    let disk = disk.with_options("loop,subvol=sub");
+    let mut world = world_on(&disk);
+    world.start();
+    let (source, reason) = source(&world);
+    assert_eq!(source, "inotify");
+    assert!(reason.contains("EXDEV"), "{reason}");
+    churn(&disk.point);
+    world.flush();
+    assert_churn(&world);
+    world.claim();
+    disk.umount();
+    world.flush();
+    assert_eq!(world.root_state(), "missing");
+    disk.mount();
+    world.flush();
+    assert_eq!(world.root_state(), "ok");
+    assert_eq!(world.cause_count("remount"), 1);
+}
+
+#[test]
+fn without_rights_inotify_serves_and_says_so() {
+    if !is_root() {
+        return;
+    }
+    let (world, root) = World::with_root();
+    std::fs::create_dir_all(root.join("before/sub")).unwrap();
+    let mut world = world.unprivileged();
+    world.start();
+    let (source, reason) = source(&world);
+    assert_eq!(source, "inotify");
+    assert!(reason.contains("EPERM") && reason.contains("CAP_SYS_ADMIN"), "{reason}");
+    let human = String::from_utf8(world.ok(&["stats"])).unwrap();
+    assert!(human.contains("inotify because") && human.contains("hard-link names"), "{human}");
+    churn(&root);
+    std::fs::rename(root.join("before"), root.join("after")).unwrap();
+    world.flush();
+    assert_churn(&world);
+    assert!(world.has("subtree", b"before") && world.has("subtree", b"after"));
+    std::fs::write(root.join("after/sub/f"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"after/sub/f"), "the watch below went along: {:?}", world.changes());
+    let outside = world.dir.path().join("outside");
+    std::fs::rename(root.join("after"), &outside).unwrap();
+    world.flush();
+    std::fs::write(outside.join("sub/gone"), "x").unwrap();
+    world.flush();
+    assert!(!world.changes().iter().any(|(_, p)| p.ends_with("gone")));
+    assert_eq!(world.stop(), 0);
+}
+
+#[test]
+fn a_directory_nobody_may_watch_is_looked_at_anew_for_each_flush() {
+    if !is_root() {
+        return;
+    }
+    let (world, root) = World::with_root();
+    let mut world = world.unprivileged();
+    let secret = root.join("secret");
+    std::fs::create_dir(&secret).unwrap();
+    std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    world.start();
+    world.claim();
+    world.flush();
+    assert!(world.has("subtree", b"secret"), "{:?}", world.causes());
+    world.wait_for_line("cannot be watched, the first in a: secret");
+}
+
+#[test]
+fn without_watches_left_the_whole_root_is_looked_at_for_each_flush() {
+    if !is_root() {
+        return;
+    }
+    let (mut world, root) = World::with_root();
+    for n in 0..10 {
+        std::fs::create_dir(root.join(n.to_string())).unwrap();
+    }
+    world.namespace = Some("echo 4 > /proc/sys/user/max_inotify_watches && exec \"$@\"");
+    world.start();
+    assert_eq!(source(&world).0, "inotify");
+    world.claim();
+    world.flush();
+    assert_eq!(world.cause_count("unresolved"), 1);
+    world.wait_for_line("fs.inotify.max_user_watches");
+}
+
+#[test]
+fn an_overflowing_queue_is_a_gap() {
+    if !is_root() {
+        return;
+    }
+    let limit: usize =
+        std::fs::read_to_string("/proc/sys/fs/fanotify/max_queued_events").unwrap().trim().parse().unwrap();
+    if limit > 200_000 {
+        eprintln!("skipped: the queue holds {limit} events");
+        return;
+    }
+    let disk = Mounted::tmpfs("400m");
+    let mut world = world_on(&disk);
+    world.start();
+    world.claim();
+    world.signal(Signal::STOP);
+    // Creation and writing are two events of one name, merged or not.
+    for n in 0..limit + 1000 {
+        std::fs::write(disk.point.join(n.to_string()), "").unwrap();
+    }
+    world.signal(Signal::CONT);
+    world.flush();
+    assert_eq!(world.cause_count("overflow"), 1);
+    std::fs::write(disk.point.join("later"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"later"));
+}
+
+#[test]
+fn identify_prints_what_run_accepts_and_a_wrong_identity_is_not_tracked() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let mut world = world_on(&disk);
+    let stanza = String::from_utf8(world.ok(&["identify", disk.point.to_str().unwrap()])).unwrap();
+    assert!(
+        stanza.contains("fs = \"ext4\"") && stanza.contains("uuid = \"") && stanza.contains("btime_ns"),
+        "{stanza}"
+    );
+    let state = world.dir.path().join("state");
+    world.configure(&state, &[], &stanza);
+    world.ok(&["config", "check"]);
+    world.start();
+    assert_eq!(world.root_state(), "ok");
+    assert_eq!(world.stop(), 0);
+    world.configure(&state, &[], &stanza.replace("inode = 2", "inode = 3"));
+    world.start();
+    assert_eq!(world.root_state(), "replaced");
+    world.flush();
+    assert_eq!(world.stop(), 0);
+}
