@@ -12,7 +12,8 @@ const BATCH: usize = 1_000;
 fn commit(first: usize, distinct: usize) -> Commit {
     let change = |i: usize| Change {
         root: RootId(1),
-        path: RelPath::parse(format!("some/directory/of/a/tree/file-{i:010}").as_bytes()).expect("a plain path"),
+        path: RelPath::parse(format!("some/directory/of/a/tree/file-{i:010}").as_bytes())
+            .expect("a plain path"),
         handle: None,
         scope: Scope::SelfOnly,
         cause: Cause::Event,

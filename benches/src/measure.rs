@@ -26,7 +26,11 @@ pub fn run(command: &[&str], env: &[(String, String)]) -> anyhow::Result<Cost> {
         .context("GNU time is needed: apt-get install time")?;
     let wall_s = begun.elapsed().as_secs_f64();
     if !output.status.success() {
-        bail!("{command:?} failed: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "{command:?} failed: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let text = std::fs::read_to_string(report.path())?;
     let numbers: Vec<f64> = text.split_whitespace().filter_map(|n| n.parse().ok()).collect();

@@ -23,7 +23,9 @@ struct Storm {
 }
 
 pub fn compare(seconds: u64) -> anyhow::Result<()> {
-    println!("| listener | cycles/s | storm CPU µs per cycle | events/s | entries/s | listener CPU µs per event | RSS MB | overflows |");
+    println!(
+        "| listener | cycles/s | storm CPU µs per cycle | events/s | entries/s | listener CPU µs per event | RSS MB | overflows |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for round in 0..2 {
         nobody(round, seconds)?;
@@ -52,7 +54,9 @@ fn tracker(round: usize, seconds: u64) -> anyhow::Result<()> {
     let base = dir.path().display();
     fs::write(
         &config,
-        format!("state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{base}/source\"\n"),
+        format!(
+            "state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{base}/source\"\n"
+        ),
     )?;
     let daemon = Daemon::start(&config);
     let before = cpu_of(daemon.pid())?;
@@ -61,10 +65,9 @@ fn tracker(round: usize, seconds: u64) -> anyhow::Result<()> {
     anyhow::ensure!(flushed.status.success(), "flush: {}", tests::programs::text(&flushed));
     let cpu = cpu_of(daemon.pid())? - before;
     let rss = rss_of(daemon.pid())?;
-    let output = call("tracker", &config, &["stats", "--json"]);
-    let stats: serde_json::Value = serde_json::from_slice(&output.stdout).context("tracker stats --json")?;
+    let stats = settled_stats(&config)?;
     let sum = |field: &str| -> f64 {
-        let filesystems = stats["filesystems"].as_array();
+        let filesystems = stats["status"]["filesystems"].as_array();
         filesystems.into_iter().flatten().filter_map(|f| f[field].as_f64()).sum()
     };
     let (events, entries) = (sum("events_read"), sum("entries"));
@@ -78,6 +81,21 @@ fn tracker(round: usize, seconds: u64) -> anyhow::Result<()> {
         sum("overflows")
     );
     Ok(())
+}
+
+/// The counters in the status file lag up to a second: read until they stand.
+fn settled_stats(config: &Path) -> anyhow::Result<serde_json::Value> {
+    let mut before = serde_json::Value::Null;
+    loop {
+        let output = call("tracker", config, &["stats", "--json"]);
+        let stats: serde_json::Value =
+            serde_json::from_slice(&output.stdout).context("tracker stats --json")?;
+        if stats["status"]["filesystems"] == before {
+            return Ok(stats);
+        }
+        before = stats["status"]["filesystems"].clone();
+        std::thread::sleep(Duration::from_millis(1_500));
+    }
 }
 
 /// What the replaced scripts ran: one line per event into a file.
@@ -128,7 +146,14 @@ fn run_storm(top: &Path, seconds: u64) -> anyhow::Result<Storm> {
     let begun = Instant::now();
     let over = AtomicBool::new(false);
     let cycles = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS).map(|t| scope.spawn({ let over = &over; move || work(top, t, over) })).collect();
+        let workers: Vec<_> = (0..THREADS)
+            .map(|t| {
+                scope.spawn({
+                    let over = &over;
+                    move || work(top, t, over)
+                })
+            })
+            .collect();
         std::thread::sleep(Duration::from_secs(seconds)); // the length of the measurement itself
         over.store(true, Ordering::Relaxed);
         workers.into_iter().map(|w| w.join().expect("a worker does not panic")).sum::<anyhow::Result<u64>>()

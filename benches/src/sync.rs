@@ -40,12 +40,22 @@ pub fn compare(dirs: usize, alone: bool) -> anyhow::Result<()> {
 }
 
 impl Bench {
-    fn row(&self, name: &str, files: usize, command: &[&str], env: &[(String, String)]) -> anyhow::Result<()> {
+    fn row(
+        &self,
+        name: &str,
+        files: usize,
+        command: &[&str],
+        env: &[(String, String)],
+    ) -> anyhow::Result<()> {
         self.b2.reset();
         let Cost { wall_s, cpu_s, rss_mb } = run(command, env)?;
         let counters = self.b2.counters();
-        let calls: Vec<String> =
-            counters.calls.iter().filter(|(_, n)| **n > 0).map(|(call, n)| format!("{} {n}", call.name())).collect();
+        let calls: Vec<String> = counters
+            .calls
+            .iter()
+            .filter(|(_, n)| **n > 0)
+            .map(|(call, n)| format!("{} {n}", call.name()))
+            .collect();
         println!(
             "| {name} | {wall_s:.2} | {cpu_s:.2} | {:.3} | {rss_mb:.0} | {} | {}/{}/{} |",
             cpu_s * 1000.0 / files as f64,
@@ -75,7 +85,12 @@ impl Bench {
         let base = self.dir.path();
         let (id, key) = self.b2.key();
         for (name, secret) in [("key-id", id), ("key", key)] {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(base.join(name))?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(base.join(name))?;
             std::io::Write::write_all(&mut file, secret.as_bytes())?;
         }
         let (base, source, endpoint) = (base.display(), self.source.display(), self.b2.endpoint());

@@ -16,7 +16,10 @@ pub fn plant(top: &Path, dirs: usize) -> anyhow::Result<usize> {
         random.fill_bytes(&mut content[..size]);
         fs::write(path, &content[..size])?;
         let age = Duration::from_millis(random.random_range(0..100_000_000_000));
-        File::options().write(true).open(path)?.set_modified(SystemTime::now() - Duration::from_secs(3600) - age)?;
+        File::options()
+            .write(true)
+            .open(path)?
+            .set_modified(SystemTime::now() - Duration::from_secs(3600) - age)?;
         Ok(())
     };
     for d in 0..dirs {

@@ -113,10 +113,14 @@ fn is_alive(status: &Status) -> bool {
 fn journal_stats(config: &Config, journal: &Journal) -> Result<JournalStats, DatabaseError> {
     let (head, floor) = journal.head_and_floor()?;
     let (entries, oldest_ns) = journal.entry_count()?;
+    // What every leg has acked waits for nobody, also before it is pruned.
+    let rows = config.legs.iter().map(|leg| journal.leg(leg.name.as_str()));
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    let slowest = rows.iter().map(|row| row.as_ref().map_or(floor, |leg| leg.acked)).min().unwrap_or(floor);
     let known = journal.roots()?;
     let mut roots = Vec::new();
     for row in known.iter().filter(|r| config.roots.iter().any(|c| c.name.as_str() == r.name)) {
-        let (pending, gaps) = journal.pending(row.id, floor)?;
+        let (pending, gaps) = journal.pending(row.id, slowest)?;
         roots.push(RootCounts {
             name: row.name.clone(),
             state: row.state.to_string(),
