@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 
 /// How long a statement waits for the other program's transaction, which are all short.
@@ -110,6 +110,22 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
     migrate(path, &mut conn, migrations)?;
     compare_schema(path, &conn, migrations)?;
     Ok(conn)
+}
+
+/// One transaction that takes the write lock at its start; `op` says in errors what was tried.
+pub fn write<T>(
+    conn: &mut Connection,
+    path: &Path,
+    op: &'static str,
+    work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> Result<T, DatabaseError> {
+    let run = |conn: &mut Connection| -> rusqlite::Result<T> {
+        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let out = work(&tx)?;
+        tx.commit()?;
+        Ok(out)
+    };
+    run(conn).map_err(|e| DatabaseError::new(path, op, e))
 }
 
 /// The other user of a shared file must not get code run or rows swallowed in this process: a planted trigger

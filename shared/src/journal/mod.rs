@@ -13,7 +13,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use crate::database::{self, DatabaseError, Mode};
 use crate::entry::{Cause, Handle, Mask, Scope};
@@ -68,15 +68,9 @@ impl Journal {
     /// For the tracker: made if it is missing.
     pub fn create_or_open(path: &Path) -> Result<Journal, DatabaseError> {
         let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
-        let fail = |e| DatabaseError::new(path, "name the journal", e);
-        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
         let id: [u8; 16] = rand::random();
-        tx.execute(
-            "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)",
-            params![id],
-        )
-        .map_err(fail)?;
-        tx.commit().map_err(fail)?;
+        let name = "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)";
+        database::write(&mut conn, path, "name the journal", |tx| tx.execute(name, params![id]))?;
         Self::identified(conn, path)
     }
 
@@ -185,19 +179,12 @@ impl Journal {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
-    /// One transaction that takes the write lock at its start.
     fn write<T>(
         &mut self,
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let run = |conn: &mut Connection| -> rusqlite::Result<T> {
-            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let out = work(&tx)?;
-            tx.commit()?;
-            Ok(out)
-        };
-        run(&mut self.conn).map_err(|e| DatabaseError::new(&self.path, op, e))
+        database::write(&mut self.conn, &self.path, op, work)
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {

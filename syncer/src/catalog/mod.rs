@@ -7,7 +7,7 @@ mod staging;
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use shared::database::{self, DatabaseError, Mode};
 use shared::identity::Identity;
 use shared::journal::{CatalogFacts, JournalId};
@@ -42,15 +42,10 @@ impl Catalog {
     /// Opens the catalog, made if it is missing.
     pub fn open(path: &Path) -> Result<Catalog, DatabaseError> {
         let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
-        let fail = |e| DatabaseError::new(path, "name the catalog", e);
-        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
         let id: [u8; 16] = rand::random();
-        tx.execute(
-            "INSERT OR IGNORE INTO meta(one, catalog_id, acked, revision, recorded) VALUES (1, ?1, 0, 0, 0)",
-            params![id],
-        )
-        .map_err(fail)?;
-        tx.commit().map_err(fail)?;
+        let name =
+            "INSERT OR IGNORE INTO meta(one, catalog_id, acked, revision, recorded) VALUES (1, ?1, 0, 0, 0)";
+        database::write(&mut conn, path, "name the catalog", |tx| tx.execute(name, params![id]))?;
         conn.set_prepared_statement_cache_capacity(64);
         Ok(Catalog { conn, path: path.to_owned() })
     }
@@ -163,13 +158,7 @@ impl Catalog {
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        let run = |conn: &mut Connection| -> rusqlite::Result<T> {
-            let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let out = work(&tx)?;
-            tx.commit()?;
-            Ok(out)
-        };
-        run(&mut self.conn).map_err(|e| DatabaseError::new(&self.path, op, e))
+        database::write(&mut self.conn, &self.path, op, work)
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {
