@@ -13,7 +13,7 @@ use crate::commands::{Context, refused};
 use crate::leg::{Calls, Holds, Listed, Page, Put, Receipt, Remove, Store, StoreError, What};
 use crate::live::{self, LiveError};
 use crate::report::Report;
-use crate::run::{Parts, Progress, Run, Wish};
+use crate::run::{Parts, Progress, Run, Tracker as _, Wish};
 
 /// A store that reads from the real one and writes nowhere.
 struct DryStore {
@@ -101,6 +101,8 @@ fn parts(context: &Context, leg: &Leg) -> Result<(Parts, TempDir), LiveError> {
     let config = &context.config;
     let copies =
         tempfile::tempdir().map_err(|source| LiveError::Copy { path: std::env::temp_dir(), source })?;
+    // The copy is made of what the tracker knows now; if it does not answer, the run itself says so.
+    let _ = live::LiveTracker { config: config.clone() }.flush();
     let (journal, catalog) = (copies.path().join("journal.db"), copies.path().join("catalog.db"));
     live::open_journal(config)?.copy_to(&journal)?;
     let catalog_path = live::catalog_path(config, leg);

@@ -145,10 +145,11 @@ impl Report {
             Exit::TryLater => "try later",
             _ => "failed",
         };
-        let word = if self.dry_run { "a run would have" } else { word };
+        let word = if self.dry_run { "dry run" } else { word };
+        let (sent, removed) = if self.dry_run { ("to send", "to remove") } else { ("sent", "removed") };
         let _ = writeln!(
             out,
-            "{}: {word} in {seconds:.1} s: {} files ({}) sent, {} other, {} adopted, {} removed, {} unchanged",
+            "{}: {word} in {seconds:.1} s: {} files ({}) {sent}, {} other, {} adopted, {} {removed}, {} unchanged",
             self.leg,
             self.files_sent,
             bytes(self.bytes_sent),

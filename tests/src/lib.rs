@@ -1,9 +1,13 @@
 //! The harness of the end-to-end tests: real filesystems, real programs, and the comparison of two trees.
 #![allow(clippy::unwrap_used, reason = "a harness: a panic is how a test fails")]
 
+pub mod b2_leg;
 pub mod compare;
+pub mod dir_leg;
 pub mod mount;
+pub mod played;
 pub mod programs;
+pub mod tmpfs;
 pub mod workload;
 pub mod world;
 

@@ -129,7 +129,13 @@ fn a_missing_root_or_one_that_is_a_file_is_not_proven_and_named() {
     setup.refused(&["run"], 5, &["space", "source"]);
     fs::write(setup.path("source"), "a file").unwrap();
     setup.refused(&["run"], 5, &["space", "source"]);
-    assert_eq!(fs::read_dir(setup.path("copy")).unwrap().filter(|e| e.as_ref().unwrap().file_name() != ".longshore").count(), 0);
+    assert_eq!(
+        fs::read_dir(setup.path("copy"))
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name() != ".longshore")
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -166,7 +172,8 @@ fn a_full_state_disk_is_named_and_nothing_is_lost() {
     fs::rename(setup.path("state"), &kept).unwrap();
     fs::create_dir(setup.path("state")).unwrap();
     let state = setup.path("state");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(&state).status().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(&state).status().unwrap();
     assert!(mounted.success());
     struct Unmount(PathBuf);
     impl Drop for Unmount {

@@ -135,6 +135,11 @@ impl Journal {
     ) -> Result<(), DatabaseError> {
         self.write("request a full pass", |tx| {
             tx.execute("UPDATE meta SET head = head + 1", [])?;
+            // Everything is about to be compared: what waited for its time is due with it.
+            tx.execute(
+                "UPDATE deferred SET not_before_ns = 0 WHERE leg = ?1 AND root = ?2",
+                params![leg, root.0],
+            )?;
             upsert(tx, leg, &full_pass_row(root, head(tx)?, now_ns, why))
         })
     }

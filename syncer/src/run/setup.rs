@@ -117,7 +117,7 @@ impl Run<'_> {
         let destination = store.identity();
         if let Some(known) = self.parts.catalog.destination()?.filter(|known| *known != destination) {
             return Err(RunError::Config(format!(
-                "The destination of the leg `{}` is not the one its catalog was built for: {known} expected, {destination} seen. Nothing was sent. Mount the right disk (or correct the bucket); if the new place is meant, give the leg another name",
+                "The destination of the leg `{}` is not the one its catalog was built for: {known} expected, {destination} seen. Nothing was sent. A directory: mount the right disk; a bucket: name the right one. If the new place is meant, give the leg another name",
                 leg.name
             )));
         }

@@ -1,0 +1,156 @@
+//! What a test plays to a run in the place of the real thing: the tracker, the rest between two rounds, and what a
+//! tree answers.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use shared::clock::{Clock as _, SystemClock};
+use shared::entry::Handle;
+use shared::path::RelPath;
+use syncer::report::Report;
+use syncer::run::{Parts, Rest, Tracker};
+use syncer::tree::{Look, Names, SourceFile, Tree, TreeError, Xattrs};
+
+/// A tracker that is up, or not, and at whose flushes the test may do something.
+pub struct PlayedTracker {
+    up: bool,
+    flushes: AtomicU64,
+    at_flush: Mutex<Box<dyn FnMut(u64) + Send>>,
+}
+
+impl PlayedTracker {
+    pub fn up() -> PlayedTracker {
+        PlayedTracker::at_flush(|_| {})
+    }
+
+    pub fn down() -> PlayedTracker {
+        PlayedTracker { up: false, ..PlayedTracker::up() }
+    }
+
+    /// `work` gets the number of the flush, from 1 on: that of the round that begins with it.
+    pub fn at_flush(work: impl FnMut(u64) + Send + 'static) -> PlayedTracker {
+        PlayedTracker { up: true, flushes: AtomicU64::new(0), at_flush: Mutex::new(Box::new(work)) }
+    }
+}
+
+impl Tracker for PlayedTracker {
+    fn flush(&self) -> Result<(), String> {
+        let round = self.flushes.fetch_add(1, Ordering::Relaxed) + 1;
+        (self.at_flush.lock().unwrap())(round);
+        if self.up { Ok(()) } else { Err("The tracker does not answer".into()) }
+    }
+
+    fn probed_boot_ns(&self) -> Option<i64> {
+        self.up.then(|| SystemClock.boot_ns())
+    }
+}
+
+/// A rest that the test plays: it gets what the run gives, and says whether there is to be another round.
+pub struct PlayedRest<F>(pub F);
+
+#[async_trait(?Send)]
+impl<F: FnMut(&Report, Option<i64>) -> bool> Rest for PlayedRest<F> {
+    async fn rest(&mut self, report: &Report, due_ns: Option<i64>) -> bool {
+        (self.0)(report, due_ns)
+    }
+}
+
+/// In what a tree answers otherwise than it would.
+#[derive(Clone, Default)]
+pub struct Bent {
+    /// Its clock goes before by so much: what was just written counts as settled.
+    pub ahead: Duration,
+    /// Nothing can be said of this path.
+    pub unknown: Option<&'static str>,
+    /// Called before a file is opened.
+    pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Bent {
+    /// Minutes ahead: every row that a run makes is settled.
+    pub fn ahead() -> Bent {
+        Bent { ahead: Duration::from_secs(600), ..Bent::default() }
+    }
+
+    /// Puts it over the trees of a run.
+    pub fn over(self, parts: &mut Parts) {
+        let open_tree = std::mem::replace(&mut parts.open_tree, Box::new(|_| Err("replaced below".into())));
+        parts.open_tree = Box::new(move |root| {
+            let (real, identity) = open_tree(root)?;
+            Ok((Arc::new(BentTree { real, bent: self.clone() }), identity))
+        });
+    }
+}
+
+struct BentTree {
+    real: Arc<dyn Tree>,
+    bent: Bent,
+}
+
+impl BentTree {
+    fn is_unknown(&self, path: &[u8]) -> bool {
+        self.bent.unknown.is_some_and(|unknown| unknown.as_bytes() == path)
+    }
+}
+
+fn io_error() -> io::Error {
+    io::Error::from(rustix::io::Errno::IO)
+}
+
+impl Tree for BentTree {
+    fn look(&self, path: &RelPath) -> Look {
+        if self.is_unknown(path.as_bytes()) {
+            return Look::Unknown(io_error().to_string());
+        }
+        self.real.look(path)
+    }
+
+    fn list(&self, dir: &RelPath) -> Result<Names, TreeError> {
+        let mut names = self.real.list(dir)?;
+        for (name, stat) in &mut names {
+            let path = if dir.is_root() { name.clone() } else { [dir.as_bytes(), b"/", &**name].concat() };
+            if self.is_unknown(&path) {
+                *stat = Err(io_error());
+            }
+        }
+        Ok(names)
+    }
+
+    fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError> {
+        if let Some(work) = &self.bent.at_open {
+            work();
+        }
+        self.real.open(path)
+    }
+
+    fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {
+        self.real.read_link(path)
+    }
+
+    fn xattrs(&self, path: &RelPath) -> Result<Xattrs, TreeError> {
+        self.real.xattrs(path)
+    }
+
+    fn handle(&self, path: &RelPath) -> Option<Handle> {
+        self.real.handle(path)
+    }
+
+    fn now_ns(&self) -> i64 {
+        self.real.now_ns() + self.bent.ahead.as_nanos() as i64
+    }
+
+    fn stable_inodes(&self) -> bool {
+        self.real.stable_inodes()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.real.check()
+    }
+
+    fn release(&self) {
+        self.real.release();
+    }
+}
