@@ -32,9 +32,11 @@ impl Model {
         if asked.start_file_id.is_some() {
             return Err(B2Error::bad_request("b2_list_file_names takes no startFileId"));
         }
-        Ok(bucket.page(asked, count, |versions| {
+        let page = bucket.page(asked, count, |versions| {
             newest(versions).filter(|version| version.action == Action::Upload).into_iter()
-        }))
+        });
+        // Names go on by name alone: rclone would send an id back, which the call does not take.
+        Ok(Page { next_id: None, ..page })
     }
 
     pub fn list_file_versions(&self, token: &str, asked: &ListFiles) -> Result<Page, B2Error> {
@@ -216,7 +218,7 @@ mod tests {
                     loop {
                         let page = list(&asked);
                         seen.extend(page.entries);
-                        asked.start_file_id = page.next_id.filter(|_| versions);
+                        asked.start_file_id = page.next_id; // none for names, which take none
                         asked.start_file_name = page.next_name;
                         if asked.start_file_name.is_none() {
                             break;
