@@ -250,3 +250,27 @@ fn an_unmounted_root_that_shows_an_empty_directory_deletes_nothing() {
         setup.assert_all_equal();
     });
 }
+
+#[test]
+fn a_bucket_that_rclone_filled_is_taken_over_without_an_upload() {
+    let Some(rclone) = tool("LONGSHORE_RCLONE", "rclone") else {
+        return tests::skip("rclone is not installed");
+    };
+    if !available("ext4") {
+        return;
+    }
+    let setup = Setup::new("ext4");
+    plant(&setup.root());
+    let root = setup.root().display().to_string();
+    let output = setup.rclone(&rclone, &["sync", &root, &format!("lsb2:{BUCKET}")]);
+    assert!(output.status.success(), "{}", text(&output));
+    fs::write(setup.root().join("docs/old/1.txt"), "changed since rclone ran").unwrap();
+    let _daemon = Daemon::start(&setup.config());
+    setup.b2.reset();
+    let output = call("syncer", &setup.config(), &["run", "--leg", "b2"]);
+    // The changed file's object is not ours to replace: it is held, and says so.
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains("held"), "{}", text(&output));
+    assert_eq!(setup.b2.counters().calls(Call::UploadFile), 0);
+    assert_eq!(setup.b2.violations(), Vec::<String>::new());
+}
