@@ -1,10 +1,10 @@
 //! The real programs as a user runs them: built, started, waited for by their own word, and ended by their own id.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Lines, Read as _};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -115,6 +115,43 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// A `syncer watch`, ended by its own id.
+pub struct Watch {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watch {
+    pub fn start(config: &Path) -> Watch {
+        let mut command = Command::new(program("syncer"));
+        command.arg("--config").arg(config).arg("watch").stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Watch { child, lines }
+    }
+
+    /// Waits until it has said of each of the legs that it is done with something.
+    pub fn synced(&mut self, legs: &[&str]) {
+        let mut waiting = legs.to_vec();
+        while !waiting.is_empty() {
+            let line = self.lines.next().expect("it goes on").unwrap();
+            waiting.retain(|leg| !line.starts_with(&format!("{leg}: done")));
+        }
+    }
+
+    pub fn stop(mut self) -> Option<i32> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

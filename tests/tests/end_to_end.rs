@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use b2_emulator::Emulator;
 use b2_emulator::calls::Call;
@@ -12,7 +13,7 @@ use b2_emulator::options::Options;
 use tempfile::TempDir;
 use tests::compare::{Depth, assert_equal};
 use tests::mount::{KINDS, LoopFs, available};
-use tests::programs::{Daemon, call, text};
+use tests::programs::{Daemon, Watch, call, text};
 use tests::workload::{Workload, plant};
 
 const BUCKET: &str = "end-to-end";
@@ -273,4 +274,27 @@ fn a_bucket_that_rclone_filled_is_taken_over_without_an_upload() {
     assert!(text(&output).contains("held"), "{}", text(&output));
     assert_eq!(setup.b2.counters().calls(Call::UploadFile), 0);
     assert_eq!(setup.b2.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_root_can_be_unmounted_while_watch_rests() {
+    if !available("ext4") {
+        return;
+    }
+    let mut setup = Setup::new("ext4");
+    plant(&setup.root());
+    let _daemon = Daemon::start(&setup.config());
+    let mut watch = Watch::start(&setup.config());
+    watch.synced(&["copy", "b2"]);
+    // A round may be under way; once it rests, nobody holds the disk.
+    let begun = Instant::now();
+    while let Err(e) = setup.fs.unmount() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{e}");
+    }
+    setup.fs.mount().unwrap();
+    fs::write(setup.root().join("docs/after"), "the disk is back").unwrap();
+    while !setup.copy().join("docs/after").exists() {
+        watch.synced(&["copy"]);
+    }
+    assert_eq!(watch.stop(), Some(0));
 }

@@ -2,14 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tests::compare::{Depth, assert_equal};
-use tests::programs::{Daemon, call, program, text};
+use tests::programs::{Daemon, Watch, call, program, text};
 use tests::workload::plant;
 
 /// A root on this machine's own filesystem, which serves an ordinary user too.
@@ -52,54 +50,16 @@ impl Setup {
     }
 }
 
-/// A `syncer watch`, ended by its own id.
-struct Watch {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Watch {
-    fn start(setup: &Setup) -> Watch {
-        let mut command = Command::new(program("syncer"));
-        command.arg("--config").arg(setup.config()).arg("watch").stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Watch { child, lines }
-    }
-
-    /// Waits until it has said that it did something.
-    fn synced(&mut self) -> String {
-        loop {
-            let line = self.lines.next().expect("it goes on").unwrap();
-            if line.starts_with("copy: done") {
-                return line;
-            }
-        }
-    }
-
-    fn stop(mut self) -> Option<i32> {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn what_changes_while_watch_runs_reaches_the_destination() {
     let setup = Setup::new();
     let _daemon = Daemon::start(&setup.config());
-    let mut watch = Watch::start(&setup);
-    watch.synced();
+    let mut watch = Watch::start(&setup.config());
+    watch.synced(&["copy"]);
     setup.assert_equal();
     fs::rename(setup.path("source/photos"), setup.path("source/pictures")).unwrap();
     while !setup.path("copy/pictures/2024/0.jpg").exists() || setup.path("copy/photos").exists() {
-        watch.synced();
+        watch.synced(&["copy"]);
     }
     assert_eq!(watch.stop(), Some(0));
     let output = call("syncer", &setup.config(), &["run"]);

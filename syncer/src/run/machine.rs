@@ -39,8 +39,10 @@ pub enum Command {
     WriteRemoved,
     /// Is anything due that this round made due?
     Review,
-    /// Nothing is due: wait for something to happen. Only of a run that is to go on.
+    /// Nothing is due: let go of the roots and wait for something to happen. Only of a run that is to go on.
     Rest,
+    /// Open and prove the roots anew: they may have been unmounted meanwhile.
+    ProveAgain,
     Finish,
 }
 
@@ -147,8 +149,9 @@ impl Machine {
             (Some(C::Review), _) if self.watch => C::Rest,
             (Some(C::Rest), Event::Rested) => {
                 self.rounds = 0;
-                self.begin_round()
+                C::ProveAgain
             }
+            (Some(C::ProveAgain), _) => self.begin_round(),
             (Some(C::Review | C::Rest | C::Finish), _) => C::Finish,
         }
     }
@@ -208,6 +211,9 @@ mod tests {
             prop_assert!(preceded(&trace, C::Remove, C::Guard, C::Flush), "a delete before the guard: {trace:?}");
             prop_assert!(preceded(&trace, C::Guard, C::Ack, C::Flush), "the guard before the ack: {trace:?}");
             prop_assert!(preceded(&trace, C::Send, C::Attach, C::Prove));
+            let proven = |c: &C| matches!(c, C::Prove | C::ProveAgain);
+            let rests = trace.split(|c| *c == C::Rest).filter(|part| part.contains(&C::Examine));
+            prop_assert!(rests.clone().all(|part| part.iter().any(proven)), "a look after a rest without a proof: {trace:?}");
             prop_assert!(!trace.windows(2).any(|w| w[0] == C::Send && w[1] == C::Ack), "an ack before the catalog");
         }
     }

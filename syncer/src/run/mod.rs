@@ -245,6 +245,10 @@ impl<'a> Run<'a> {
             Command::WriteRemoved => self.write_removed()?,
             Command::Review => return self.review(),
             Command::Rest => return self.rest().await,
+            Command::ProveAgain => {
+                self.prove()?;
+                self.make_prefixes(&*self.store()?).await?;
+            }
             Command::Finish => {}
         }
         Ok(Event::Done)
@@ -252,6 +256,9 @@ impl<'a> Run<'a> {
 
     async fn rest(&mut self) -> Result<Event, RunError> {
         let report = self.close_report();
+        // A resting run must not keep anybody from unmounting.
+        self.grounds.clear();
+        self.roots.clear();
         let due_ns = self.parts.journal.next_due_ns(self.parts.leg.name.as_str())?;
         let Some(rest) = &mut self.rest else { return Ok(Event::Stop) };
         let again = rest.rest(&report, due_ns).await;

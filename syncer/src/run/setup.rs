@@ -136,7 +136,7 @@ impl Run<'_> {
     }
 
     /// The directories above a root's own place.
-    async fn make_prefixes(&self, store: &dyn Store) -> Result<(), RunError> {
+    pub(super) async fn make_prefixes(&self, store: &dyn Store) -> Result<(), RunError> {
         for root in self.roots.iter().filter(|_| store.holds().all_kinds) {
             let Ok(tree) = &root.proof else { continue };
             let Look::Found(stat) = tree.look(&RelPath::root()) else { continue };
