@@ -262,6 +262,7 @@ impl<'a> Run<'a> {
         let due_ns = self.parts.journal.next_due_ns(self.parts.leg.name.as_str())?;
         let Some(rest) = &mut self.rest else { return Ok(Event::Stop) };
         let again = rest.rest(&report, due_ns).await;
+        self.report.started_ns = self.parts.clock.wall_ns();
         Ok(if again { Event::Rested } else { Event::Stop })
     }
 
