@@ -31,8 +31,8 @@ pub fn compare(dirs: usize, alone: bool) -> anyhow::Result<()> {
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     bench.longshore(files)?;
     if !alone {
-        bench.rclone(files)?;
         bench.b2_cli(files)?;
+        bench.rclone(files)?;
     }
     let violations = bench.b2.violations();
     anyhow::ensure!(violations.is_empty(), "the emulator saw what B2 would refuse: {violations:?}");
