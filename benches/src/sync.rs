@@ -134,7 +134,7 @@ impl Bench {
             println!("| the b2 command line is not installed | | | | | | |");
             return Ok(());
         };
-        self.b2.create_bucket("b2-cli-bench").context("a bucket")?;
+        self.b2.create_bucket("cli-of-backblaze").context("a bucket")?;
         let (id, key) = self.b2.key();
         let account = self.dir.path().join("b2-account").display().to_string();
         let env = [
@@ -145,7 +145,7 @@ impl Bench {
         ]
         .map(|(k, v)| (k.to_string(), v));
         let (b2, source) = (b2.display().to_string(), self.source.display().to_string());
-        let command = [b2.as_str(), "sync", "--no-progress", source.as_str(), "b2://b2-cli-bench"];
+        let command = [b2.as_str(), "sync", "--no-progress", source.as_str(), "b2://cli-of-backblaze"];
         self.row("b2 sync, first upload", files, &command, &env)?;
         self.row("b2 sync, no change", files, &command, &env)
     }
