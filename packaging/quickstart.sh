@@ -240,7 +240,7 @@ write_config() {
     config=$state/longshore.toml
     {
         printf '# Written by packaging/quickstart.sh.\nstate_dir = %s\nruntime_dir = %s\n\n' "$(quote "$state")" "$(quote "$runtime")"
-        "$bin/tracker" identify "$source" | sed 's/^name = .*/name = "source"/'
+        "$bin/tracker" identify --subdir "$source" | sed 's/^name = .*/name = "source"/'
         printf '\n[[leg]]\nname = "mirror"\nkind = "dir"\nroots = ["source"]\npath = %s\n' "$(quote "$destination")"
     } >"$config"
     "$bin/tracker" --config "$config" config check

@@ -4,7 +4,7 @@
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,12 @@ pub enum Answer {
     /// New entries were committed.
     Changed { head: u64 },
     /// Not done, and why.
-    Refused { message: String },
+    Refused {
+        message: String,
+        /// The same request may be granted later.
+        #[serde(default)]
+        retry: bool,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +56,7 @@ pub enum ControlError {
     #[error("The tracker at {} broke off: {source}", socket.display())]
     BrokenOff { socket: PathBuf, source: io::Error },
     #[error("The tracker refused: {message}")]
-    Refused { message: String },
+    Refused { message: String, retry: bool },
 }
 
 /// An open connection after its request was sent.
@@ -71,8 +76,12 @@ pub fn connect(
     let stream = UnixStream::connect(socket).map_err(unreachable)?;
     stream.set_read_timeout(timeout).map_err(unreachable)?;
     stream.set_write_timeout(Some(limits::FLUSH_TIMEOUT)).map_err(unreachable)?;
-    write_line(&stream, request)
-        .map_err(|source| ControlError::BrokenOff { socket: socket.to_owned(), source })?;
+    match write_line(&stream, request) {
+        // It may have answered without a look at the request: too many at once.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(source) => return Err(ControlError::BrokenOff { socket: socket.to_owned(), source }),
+        Ok(()) => {}
+    }
     Ok(Connection { reader: BufReader::new(stream), socket: socket.to_owned(), timeout })
 }
 
@@ -81,7 +90,7 @@ impl Connection {
     pub fn answer(&mut self) -> Result<Answer, ControlError> {
         let broken = |source| ControlError::BrokenOff { socket: self.socket.clone(), source };
         match read_line(&mut self.reader) {
-            Ok(Answer::Refused { message }) => Err(ControlError::Refused { message }),
+            Ok(Answer::Refused { message, retry }) => Err(ControlError::Refused { message, retry }),
             Ok(answer) => Ok(answer),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(ControlError::TimedOut {
@@ -104,13 +113,30 @@ impl Connection {
 pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<u64, ControlError> {
     match connect(socket, request, Some(timeout))?.answer()? {
         Answer::Done { head } | Answer::Changed { head } => Ok(head),
-        Answer::Refused { message } => Err(ControlError::Refused { message }),
+        Answer::Refused { message, retry } => Err(ControlError::Refused { message, retry }),
     }
 }
 
-/// The server's side of [`connect`].
-pub fn read_request(stream: &UnixStream) -> io::Result<Request> {
-    read_line(&mut BufReader::new(stream))
+/// The server's side of [`connect`]: the whole request must come within this time.
+pub fn read_request(stream: &UnixStream, within: Duration) -> io::Result<Request> {
+    read_line(&mut BufReader::new(Until { stream, end: Instant::now() + within }))
+}
+
+/// Reads until a moment, however little comes at once: the socket's own time-out begins anew with each byte.
+struct Until<'a> {
+    stream: &'a UnixStream,
+    end: Instant,
+}
+
+impl io::Read for Until<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
 }
 
 pub fn write_line<T: Serialize>(mut stream: &UnixStream, message: &T) -> io::Result<()> {
@@ -142,7 +168,24 @@ mod tests {
             ],
         };
         write_line(&ours, &request).unwrap();
-        assert_eq!(read_request(&theirs).unwrap(), request);
+        assert_eq!(read_request(&theirs, Duration::from_secs(60)).unwrap(), request);
+    }
+
+    #[test]
+    fn a_request_that_never_ends_is_given_up_however_steadily_it_comes() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let drip = std::thread::spawn(move || while ours.write_all(b" ").is_ok() {});
+        let error = read_request(&theirs, Duration::from_millis(200)).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        drop(theirs);
+        drip.join().unwrap();
+    }
+
+    #[test]
+    fn a_refusal_of_an_older_tracker_is_final() {
+        let old = r#"{"answer":"refused","message":"no"}"#;
+        let answer: Answer = serde_json::from_str(old).unwrap();
+        assert_eq!(answer, Answer::Refused { message: "no".into(), retry: false });
     }
 
     #[test]

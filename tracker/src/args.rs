@@ -43,17 +43,17 @@ pub enum Command {
     },
     /// The paths that wait to be looked at.
     Pending {
-        /// Only what this leg has not done yet, with what it put off.
+        /// Only what this leg has not done yet in its roots, with what it put off.
         #[arg(long, value_name = "NAME")]
         leg: Option<String>,
-        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL.
+        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. Where SCOPE is `handle`, PATH is the file's handle in hex.
         #[arg(short = '0', long = "null", conflicts_with = "json")]
         null: bool,
         /// One JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Have paths looked at again. All are added, or none.
+    /// Have paths looked at again. All are added, or none. Ends with 75 if the tracker cannot take them just then.
     Add {
         /// The root that relative paths are in.
         #[arg(long, value_name = "NAME")]
@@ -71,6 +71,9 @@ pub enum Command {
     Flush,
     /// Print the configuration of a root, with the identity of the disk it is on.
     Identify {
+        /// The directory is meant to be a part of its parent's filesystem, not a disk that may be missing.
+        #[arg(long)]
+        subdir: bool,
         #[arg(value_name = "PATH")]
         path: PathBuf,
     },

@@ -9,8 +9,9 @@ use shared::journal::{self, Change, Commit, Doubt};
 use crate::resolve::doubts::Turn;
 use crate::roots::TrackedRoot;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
+    seed: u64,
     changes: Vec<Change>,
     index: HashMap<u128, usize>,
     /// Events of paths that are not ours, or left out by rule.
@@ -21,9 +22,23 @@ pub struct Batch {
     pub error: Option<String>,
 }
 
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            seed: journal::random_seed(),
+            changes: Vec::new(),
+            index: HashMap::new(),
+            dropped: 0,
+            overflows: 0,
+            gaps: Vec::new(),
+            error: None,
+        }
+    }
+}
+
 impl Batch {
     pub fn push(&mut self, change: Change) {
-        let key = journal::key(&change);
+        let key = journal::key(&change, self.seed);
         match self.index.get(&key) {
             Some(&at) => self.changes[at].mask |= change.mask,
             None => {
@@ -72,16 +87,19 @@ mod tests {
     use shared::journal::RootId;
     use shared::path::RelPath;
 
-    #[test]
-    fn many_events_of_a_path_are_one_change() {
-        let change = |path: &str, mask| Change {
+    fn change(path: &str, mask: Mask) -> Change {
+        Change {
             root: RootId(1),
             path: RelPath::parse(path.as_bytes()).unwrap(),
             handle: None,
             scope: Scope::SelfOnly,
             cause: Cause::Event,
             mask,
-        };
+        }
+    }
+
+    #[test]
+    fn many_events_of_a_path_are_one_change() {
         let mut batch = Batch::default();
         batch.push(change("a", Mask::CREATE));
         batch.push(change("b", Mask::CREATE));
@@ -89,5 +107,12 @@ mod tests {
         let commit = batch.into_commit("fs", Turn::default());
         assert_eq!(commit.changes.len(), 2);
         assert_eq!(commit.changes[0].mask, Mask::CREATE | Mask::MODIFY);
+    }
+
+    #[test]
+    fn nobody_can_foretell_how_names_are_told_apart() {
+        let mut batches = [Batch::default(), Batch::default()];
+        batches.iter_mut().for_each(|batch| batch.push(change("a", Mask::CREATE)));
+        assert_ne!(batches[0].index, batches[1].index);
     }
 }

@@ -23,8 +23,10 @@ pub enum Request {
 pub enum Event {
     Begin,
     Placed,
-    /// None of the roots is there, or their filesystem cannot be watched now.
+    /// None of the roots is there: a probe will see them.
     NotPlaced,
+    /// The roots are there, and their filesystem cannot be watched now.
+    PlaceFailed,
     Committed,
     /// The journal did not take it; what was to be committed is kept.
     NotCommitted,
@@ -122,12 +124,20 @@ pub struct Machine {
     check_wanted: bool,
     retry_ns: Option<i64>,
     failures: u32,
+    /// When placing is tried again without being asked.
+    place_retry_ns: Option<i64>,
+    place_failures: u32,
     waiters: Vec<Waiter>,
 }
 
 /// First and longest wait before a failed commit or placing is tried again.
 const RETRY_FIRST_NS: i64 = 500_000_000;
 const RETRY_MAX_NS: i64 = 30_000_000_000;
+
+fn backoff(failures: u32) -> i64 {
+    RETRY_FIRST_NS.saturating_mul(1 << failures.min(16)).min(RETRY_MAX_NS)
+}
+
 /// Failed commits after which a stopping thread gives up: the next start writes a gap.
 const STOP_FAILURES_MAX: u32 = 3;
 
@@ -150,6 +160,8 @@ impl Machine {
             check_wanted: false,
             retry_ns: None,
             failures: 0,
+            place_retry_ns: None,
+            place_failures: 0,
             waiters: Vec::new(),
         }
     }
@@ -185,20 +197,22 @@ impl Machine {
                 self.read_at_placing = self.read;
                 self.more = true;
                 self.gap_due = self.broken.take();
+                self.place_retry_ns = None;
+                self.place_failures = 0;
             }
             Event::NotPlaced => {
-                self.placed = false;
-                self.may_place = false;
-                self.more = false;
-                self.broken.get_or_insert(Cause::Remount);
-                // The roots' states say that nothing is watched: a flush has no more to wait for.
-                self.verify();
+                self.place_retry_ns = None;
+                self.not_placed();
+            }
+            Event::PlaceFailed => {
+                self.place_retry_ns = Some(now_ns.saturating_add(backoff(self.place_failures)));
+                self.place_failures += 1;
+                self.not_placed();
             }
             Event::Committed => self.take_commit(),
             Event::NotCommitted => {
-                let wait = RETRY_FIRST_NS.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX_NS);
+                self.retry_ns = Some(now_ns.saturating_add(backoff(self.failures)));
                 self.failures += 1;
-                self.retry_ns = Some(now_ns.saturating_add(wait));
             }
             Event::Woken { readable } => self.more |= readable,
             Event::Read { events, bytes, drained } => {
@@ -231,6 +245,15 @@ impl Machine {
         }
     }
 
+    fn not_placed(&mut self) {
+        self.placed = false;
+        self.may_place = false;
+        self.more = false;
+        self.broken.get_or_insert(Cause::Remount);
+        // The roots' states say that nothing is watched: a flush has no more to wait for.
+        self.verify();
+    }
+
     fn take_commit(&mut self) {
         self.failures = 0;
         self.retry_ns = None;
@@ -258,6 +281,7 @@ impl Machine {
             Verdict::Absent => {
                 self.placed = false;
                 self.may_place = false;
+                self.place_retry_ns = None;
                 self.broken.get_or_insert(Cause::Remount);
                 self.verify();
             }
@@ -306,6 +330,7 @@ impl Machine {
         if self.broken.is_some() && dirty {
             return Command::Commit;
         }
+        self.may_place |= self.place_retry_ns.take_if(|at| *at <= now_ns).is_some();
         if self.broken.is_some() && self.may_place {
             return Command::Place;
         }
@@ -338,7 +363,7 @@ impl Machine {
         }
         let age = limits::INTAKE_BATCH_AGE.as_nanos() as i64;
         let batch_end = self.batch_since_ns.map(|since| since + age);
-        let until_ns = [batch_end, doubts.due_ns].into_iter().flatten().min();
+        let until_ns = [batch_end, doubts.due_ns, self.place_retry_ns].into_iter().flatten().min();
         Command::Wait { until_ns, listen: self.placed }
     }
 

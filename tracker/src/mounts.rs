@@ -32,6 +32,11 @@ pub fn whole(mounts: &[Mount], dev: u64) -> impl Iterator<Item = &Mount> {
     mounts.iter().filter(move |m| m.dev == dev && m.root == Path::new("/"))
 }
 
+/// The device number of the superblock behind a mount. That of a file differs from it on btrfs, by subvolume.
+pub fn superblock(mounts: &[Mount], id: Option<u64>) -> Option<u64> {
+    mounts.iter().find(|m| Some(m.id) == id).map(|m| m.dev)
+}
+
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
     let id = number(fields.next()?)?;

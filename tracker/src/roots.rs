@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use shared::entry::Handle;
 use shared::identity::{Attachment, Identity};
 use shared::journal::{RootId, RootState};
@@ -117,6 +117,8 @@ fn is_mount_point(path: &Path) -> bool {
 #[derive(Debug, Clone)]
 pub struct OwnDir {
     pub dev: u64,
+    /// As in mountinfo: one for all subvolumes of a btrfs.
+    pub superblock: u64,
     pub inode: u64,
     /// `None` where there are no handles.
     pub handle: Option<Handle>,
@@ -126,8 +128,11 @@ impl OwnDir {
     pub fn of(path: &Path) -> io::Result<OwnDir> {
         let dir = File::open(path)?;
         let stat = rustix::fs::fstat(&dir)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let mount = rustix::fs::statx(&dir, c"", AtFlags::EMPTY_PATH, wanted)?.stx_mnt_id;
         Ok(OwnDir {
             dev: stat.st_dev,
+            superblock: mounts::superblock(&mounts::read()?, Some(mount)).unwrap_or(stat.st_dev),
             inode: stat.st_ino,
             handle: sys::name_to_handle(dir.as_fd(), c"").ok(),
         })

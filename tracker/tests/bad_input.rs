@@ -105,6 +105,29 @@ fn a_state_directory_that_cannot_be_made_is_named() {
 }
 
 #[test]
+fn a_directory_of_ours_that_holds_a_root_is_named_with_it_whatever_links_lead_there() {
+    let (world, root) = World::with_root();
+    let link = world.dir.path().join("link");
+    for target in [&root, world.dir.path()] {
+        std::fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(target, &link).unwrap();
+        world.configure(&link, &[("a", &root)], "");
+        world.ok(&["config", "check"]);
+        let needles = ["`a`", link.to_str().unwrap(), root.to_str().unwrap()];
+        refused(&world.run(&["run"]), 78, &needles);
+        let text = std::fs::read_to_string(&world.config).unwrap();
+        let (run, away) = (world.dir.path().join("run"), world.dir.path().join("elsewhere"));
+        let swapped = text
+            .replace(&format!("runtime_dir = \"{}\"", run.display()), "runtime_dir = \"LINK\"")
+            .replace(link.to_str().unwrap(), away.to_str().unwrap())
+            .replace("LINK", link.to_str().unwrap());
+        std::fs::write(&world.config, swapped).unwrap();
+        refused(&world.run(&["run"]), 78, &needles);
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing was made in the root");
+    }
+}
+
+#[test]
 fn a_second_tracker_is_refused_and_told_who_holds_the_state() {
     let (mut world, _) = World::with_root();
     world.start();

@@ -250,6 +250,143 @@ fn without_watches_left_the_whole_root_is_looked_at_for_each_flush() {
     world.wait_for_line("fs.inotify.max_user_watches");
 }
 
+/// Renames one directory back and forth while nobody reads: the kernel merges the third rename into the first.
+#[test]
+fn a_directory_renamed_to_and_fro_keeps_its_paths_right() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let (a, b) = (disk.point.join("a"), disk.point.join("b"));
+    std::fs::create_dir_all(a.join("sub")).unwrap();
+    std::fs::create_dir(disk.point.join("other")).unwrap();
+    let mut world = world_on(&disk);
+    world.start();
+    std::fs::write(a.join("sub/before"), "x").unwrap();
+    world.flush();
+    world.signal(Signal::STOP);
+    for (from, to) in [(&a, &b), (&b, &a), (&a, &b)] {
+        std::fs::rename(from, to).unwrap();
+    }
+    world.signal(Signal::CONT);
+    world.flush();
+    std::fs::write(b.join("new"), "x").unwrap();
+    std::fs::write(b.join("sub/new"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"b/new") && world.has("self", b"b/sub/new"), "{:?}", world.changes());
+    let other = disk.point.join("other");
+    world.signal(Signal::STOP);
+    for _ in 0..3 {
+        let here = rustix::fs::CWD;
+        rustix::fs::renameat_with(here, &b, here, &other, rustix::fs::RenameFlags::EXCHANGE).unwrap();
+    }
+    world.signal(Signal::CONT);
+    world.flush();
+    std::fs::write(other.join("sub/later"), "x").unwrap();
+    std::fs::write(b.join("later"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"other/sub/later") && world.has("self", b"b/later"), "{:?}", world.changes());
+}
+
+#[test]
+fn a_rename_over_an_empty_directory_is_no_gap() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let (root, outside) = (disk.point.join("root"), disk.point.join("outside"));
+    for dir in [&root, &outside] {
+        std::fs::create_dir_all(dir.join("victim")).unwrap();
+        std::fs::create_dir(dir.join("heir")).unwrap();
+    }
+    let mut world = World::new(&[]);
+    world.configure(&world.dir.path().join("state"), &[("a", &root)], "");
+    world.start();
+    world.claim();
+    world.signal(Signal::STOP);
+    for dir in [&root, &outside] {
+        std::fs::write(dir.join("victim/f"), "x").unwrap();
+        std::fs::remove_file(dir.join("victim/f")).unwrap();
+        std::fs::rename(dir.join("heir"), dir.join("victim")).unwrap();
+    }
+    world.signal(Signal::CONT);
+    world.flush();
+    assert!(world.has("subtree", b"heir") && world.has("subtree", b"victim"), "{:?}", world.changes());
+    assert_eq!(world.cause_count("unresolved"), 0, "{:?}", world.causes());
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    world.claim();
+    std::fs::set_permissions(root.join("victim"), mode).unwrap();
+    world.flush();
+    assert!(world.has("self", b"victim"), "{:?}", world.changes());
+}
+
+/// What is written below a mount is seen through another one of the same filesystem.
+#[test]
+fn a_directory_that_a_mount_covers_keeps_its_path() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    std::fs::create_dir(disk.point.join("covered")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let _open = Bind::new(&disk.point, elsewhere.path());
+    let over = tempfile::tempdir().unwrap();
+    let _cover = Bind::new(over.path(), &disk.point.join("covered"));
+    let mut world = world_on(&disk);
+    world.start();
+    std::fs::write(elsewhere.path().join("covered/f"), "x").unwrap();
+    world.flush();
+    assert!(world.has("self", b"covered/f"), "{:?}", world.changes());
+}
+
+#[test]
+fn the_journal_in_another_subvolume_of_a_tracked_btrfs_is_not_reported() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("btrfs");
+    let var = disk.point.join("var");
+    let made = Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&var).output();
+    assert!(made.is_ok_and(|o| o.status.success()));
+    let mut world = World::new(&[]);
+    world.configure(&var.join("state"), &[("a", &disk.point)], "");
+    world.start();
+    world.flush();
+    std::fs::write(disk.point.join("f"), "x").unwrap();
+    world.flush();
+    world.flush();
+    assert!(world.has("self", b"f"));
+    let own = |p: &String| p.starts_with("var/state/");
+    let rows = world.changes();
+    assert!(!rows.iter().any(|(_, p)| own(p)), "{rows:?}");
+    assert_eq!(world.stop(), 0);
+}
+
+#[test]
+fn a_group_that_no_root_needs_is_closed() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let mut world = world_on(&disk);
+    world.start();
+    let groups = |world: &World| {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", world.pid())).unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|link| link.to_string_lossy().contains("[fanotify]")).count()
+    };
+    assert_eq!(groups(&world), 1);
+    let other = Mounted::image("ext4");
+    let bind = Bind::new(&other.point, &disk.point);
+    world.flush();
+    assert_eq!(world.root_state(), "replaced");
+    assert_eq!(groups(&world), 0);
+    drop(bind);
+    world.flush();
+    assert_eq!(world.root_state(), "ok");
+    assert_eq!(groups(&world), 1);
+}
+
 #[test]
 fn an_overflowing_queue_is_a_gap() {
     if !is_root() {

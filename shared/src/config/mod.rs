@@ -137,6 +137,11 @@ impl Config {
         self.state_dir.join("journal.db")
     }
 
+    /// Locked for as long as a tracker runs with this state directory.
+    pub fn lock_path(&self) -> PathBuf {
+        self.state_dir.join("tracker.lock")
+    }
+
     pub fn status_path(&self) -> PathBuf {
         self.runtime_dir.join("tracker.json")
     }
@@ -223,6 +228,28 @@ path = "/mnt/disk2/space"
             assert!(message.contains(needle), "{from} -> {to}: {message}");
             assert!(message.contains("line"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_directory_of_ours_at_or_above_a_root_is_named_with_line_and_column() {
+        let place = |key: &str, path: &str| {
+            let line = GOOD.lines().find(|l| l.starts_with(key)).unwrap();
+            GOOD.replace(line, &format!("{key} = \"{path}\""))
+        };
+        for path in ["/space", "/space/.", "/"] {
+            for (key, at) in [("state_dir", "line 2, column 13"), ("runtime_dir", "line 3, column 15")] {
+                let message = error(&place(key, path));
+                assert!(message.contains(at), "{key} {path}: {message}");
+                assert!(message.contains(key) && message.contains("root `space`"), "{message}");
+            }
+        }
+        for path in ["/space/.longshore", "/spaces", "/spac"] {
+            parse(&place("state_dir", path)).unwrap();
+            parse(&place("runtime_dir", path)).unwrap();
+        }
+        let by_default = "[[root]]\nname = \"a\"\npath = \"/var/lib/longshore/x\"\n";
+        let message = error(by_default);
+        assert!(message.contains("line 3, column 8") && message.contains("/var/lib/longshore"), "{message}");
     }
 
     #[test]

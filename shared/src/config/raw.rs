@@ -1,7 +1,7 @@
 //! The file as it was typed, and the checks that make a [`Config`] of it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::Spanned;
@@ -21,8 +21,8 @@ const DEFAULT_TRASH_DAYS: u32 = 30;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawConfig {
-    state_dir: Option<AbsolutePath>,
-    runtime_dir: Option<AbsolutePath>,
+    state_dir: Option<Spanned<AbsolutePath>>,
+    runtime_dir: Option<Spanned<AbsolutePath>>,
     #[serde(default)]
     root: Vec<RawRoot>,
     #[serde(default)]
@@ -116,9 +116,13 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
 
 fn build(file: &Path, raw: RawConfig) -> Result<Config, Finding> {
     let mut roots: Vec<Root> = Vec::new();
+    let mut paths_at = Vec::new();
     for raw_root in raw.root {
+        paths_at.push(raw_root.path.span().start);
         roots.push(build_root(raw_root, &roots)?);
     }
+    let state_dir = build_own_dir("state_dir", raw.state_dir, DEFAULT_STATE_DIR, &roots, &paths_at)?;
+    let runtime_dir = build_own_dir("runtime_dir", raw.runtime_dir, DEFAULT_RUNTIME_DIR, &roots, &paths_at)?;
     let mut legs: Vec<Leg> = Vec::new();
     for raw_leg in raw.leg {
         let name = &raw_leg.name;
@@ -130,14 +134,31 @@ fn build(file: &Path, raw: RawConfig) -> Result<Config, Finding> {
         check_places(&leg, &legs).map_err(|message| Finding { at: roots_at, message })?;
         legs.push(leg);
     }
-    let or = |path: Option<AbsolutePath>, default: &str| path.map_or_else(|| default.into(), |p| p.0);
-    Ok(Config {
-        file: file.to_owned(),
-        state_dir: or(raw.state_dir, DEFAULT_STATE_DIR),
-        runtime_dir: or(raw.runtime_dir, DEFAULT_RUNTIME_DIR),
-        roots,
-        legs,
-    })
+    Ok(Config { file: file.to_owned(), state_dir, runtime_dir, roots, legs })
+}
+
+/// Nothing below a directory of our own is tracked, so none may hold a root. The other way round is allowed.
+fn build_own_dir(
+    key: &str,
+    typed: Option<Spanned<AbsolutePath>>,
+    default: &str,
+    roots: &[Root],
+    paths_at: &[usize],
+) -> Result<PathBuf, Finding> {
+    let typed_at = typed.as_ref().map(|p| p.span().start);
+    let dir = typed.map_or_else(|| default.into(), |p| p.into_inner().0);
+    match roots.iter().zip(paths_at).find(|(root, _)| root.path.starts_with(&dir)) {
+        Some((root, path_at)) => Err(Finding {
+            at: typed_at.unwrap_or(*path_at),
+            message: format!(
+                "`{key}` ({}) is or holds the root `{}` ({}): nothing in it would be tracked. Choose a directory that no root lies in",
+                dir.display(),
+                root.name,
+                root.path.display()
+            ),
+        }),
+        None => Ok(dir),
+    }
 }
 
 fn build_root(raw: RawRoot, known: &[Root]) -> Result<Root, Finding> {

@@ -2,7 +2,7 @@
 
 use rusqlite::{Transaction, params};
 
-use super::coalesce::{Coalesce, Decision, Watermarks, key};
+use super::coalesce::{Coalesce, Decision, Watermarks};
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Cause, Handle, Mask, Scope};
@@ -158,7 +158,7 @@ pub(super) fn append_changes(
         "INSERT INTO entry(seq, root, path, handle, scope, cause, mask, at_ns) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     for change in changes {
-        let key = key(change);
+        let key = remembered.key(change);
         let Decision::Append { mask, replaces } = remembered.decide(key, change.mask, marks) else {
             done.coalesced += 1;
             continue;

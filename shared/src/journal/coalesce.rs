@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::append::Change;
 use crate::entry::Mask;
@@ -38,14 +38,21 @@ pub enum Decision {
 }
 
 /// The bounded set. One per writer; a full set starts anew, which only costs some more rows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Coalesce {
+    seed: u64,
     known: HashMap<u128, Known>,
     staged: HashMap<u128, Known>,
 }
 
-/// The identity of a row for coalescing: root, scope, path and handle.
-pub fn key(change: &Change) -> u128 {
+/// For [`key`]: nobody outside knows it.
+pub fn random_seed() -> u64 {
+    rand::random()
+}
+
+/// The identity of a row for coalescing: root, scope, path and handle. Without a secret seed somebody could make two
+/// names of one identity, and changes of the second would be taken for changes of the first.
+pub fn key(change: &Change, seed: u64) -> u128 {
     let handle = change.handle.as_ref().map(|h| h.to_blob()).unwrap_or_default();
     let path = change.path.as_bytes();
     let mut bytes = Vec::with_capacity(path.len() + handle.len() + 24);
@@ -54,10 +61,20 @@ pub fn key(change: &Change) -> u128 {
     bytes.extend_from_slice(&(path.len() as u64).to_le_bytes());
     bytes.extend_from_slice(path);
     bytes.extend_from_slice(&handle);
-    xxh3_128(&bytes)
+    xxh3_128_with_seed(&bytes, seed)
+}
+
+impl Default for Coalesce {
+    fn default() -> Coalesce {
+        Coalesce { seed: random_seed(), known: HashMap::new(), staged: HashMap::new() }
+    }
 }
 
 impl Coalesce {
+    pub fn key(&self, change: &Change) -> u128 {
+        key(change, self.seed)
+    }
+
     pub fn decide(&self, key: u128, mask: Mask, marks: &Watermarks) -> Decision {
         let Some(old) = self.staged.get(&key).or_else(|| self.known.get(&key)) else {
             return Decision::Append { mask, replaces: None };
@@ -102,6 +119,17 @@ mod tests {
 
     fn marks(legs: &[(u64, u64)]) -> Watermarks {
         Watermarks { legs: legs.to_vec(), spoken_for: legs.iter().map(|l| l.0).max().unwrap_or(0) }
+    }
+
+    fn change(root: i64, path: &str, scope: Scope) -> Change {
+        Change {
+            root: RootId(root),
+            path: RelPath::parse(path.as_bytes()).unwrap(),
+            handle: None,
+            scope,
+            cause: Cause::Event,
+            mask: Mask::MODIFY,
+        }
     }
 
     fn set_with(seq: u64, mask: Mask) -> Coalesce {
@@ -156,22 +184,23 @@ mod tests {
 
     #[test]
     fn root_path_scope_and_handle_all_make_the_key() {
-        let change = |root, path: &str, scope| Change {
-            root: RootId(root),
-            path: RelPath::parse(path.as_bytes()).unwrap(),
-            handle: None,
-            scope,
-            cause: Cause::Event,
-            mask: Mask::MODIFY,
-        };
+        let set = Coalesce::default();
         let keys = [
-            key(&change(1, "a", Scope::SelfOnly)),
-            key(&change(2, "a", Scope::SelfOnly)),
-            key(&change(1, "b", Scope::SelfOnly)),
-            key(&change(1, "a", Scope::Subtree)),
+            set.key(&change(1, "a", Scope::SelfOnly)),
+            set.key(&change(2, "a", Scope::SelfOnly)),
+            set.key(&change(1, "b", Scope::SelfOnly)),
+            set.key(&change(1, "a", Scope::Subtree)),
         ];
+        assert_eq!(set.key(&change(1, "a", Scope::SelfOnly)), keys[0]);
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }
+    }
+
+    #[test]
+    fn nobody_can_foretell_a_key() {
+        let change = change(1, "a", Scope::SelfOnly);
+        assert_ne!(Coalesce::default().key(&change), Coalesce::default().key(&change));
+        assert_ne!(key(&change, 1), key(&change, 2));
     }
 }

@@ -21,7 +21,7 @@ use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt};
-pub use coalesce::{Coalesce, key};
+pub use coalesce::{Coalesce, key, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState};

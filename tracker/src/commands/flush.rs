@@ -19,7 +19,7 @@ pub fn run(config: &Config, verbose: bool) -> Result<Exit, CommandError> {
 /// A flush that the tracker refuses may succeed later.
 fn unanswered(e: control::ControlError) -> CommandError {
     match e {
-        control::ControlError::Refused { message } => CommandError::NotFlushed { message },
+        control::ControlError::Refused { message, .. } => CommandError::NotFlushed { message },
         e => CommandError::Control(e),
     }
 }

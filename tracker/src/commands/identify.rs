@@ -1,7 +1,10 @@
 //! `tracker identify`: the stanza of a root, with the identity of the disk that is there now.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 use shared::config::Name;
 use shared::exit::Exit;
 use shared::identity::Identity;
@@ -9,7 +12,7 @@ use shared::identity::Identity;
 use super::{CommandError, print};
 use crate::roots;
 
-pub fn run(path: &Path) -> Result<Exit, CommandError> {
+pub fn run(path: &Path, subdir: bool) -> Result<Exit, CommandError> {
     let fail = |source| CommandError::Io { op: format!("open the directory {}", path.display()), source };
     let path = std::fs::canonicalize(path).map_err(fail)?;
     let Some(text) = path.to_str() else {
@@ -19,8 +22,13 @@ pub fn run(path: &Path) -> Result<Exit, CommandError> {
         )));
     };
     let open = roots::open_dir(&path).map_err(fail)?;
+    if !subdir && shares_filesystem_with_parent(&open).map_err(fail)? {
+        return Err(CommandError::Usage(format!(
+            "{text} is no mount point, it lies on the filesystem of its parent directory. If a disk belongs there, mount it first; if the directory itself is meant, say --subdir"
+        )));
+    }
     let (identity, _) = Identity::of(&open)
-        .map_err(|e| CommandError::Io { op: format!("identify {text}"), source: std::io::Error::other(e) })?;
+        .map_err(|e| CommandError::Io { op: format!("identify {text}"), source: io::Error::other(e) })?;
     if identity.uuid.is_none() {
         eprintln!(
             "tracker: {text} lies on a filesystem without a UUID ({}): after it was mounted anew it cannot be told from another one",
@@ -29,6 +37,24 @@ pub fn run(path: &Path) -> Result<Exit, CommandError> {
     }
     print(stanza(&guess_name(&path), text, &identity).as_bytes())?;
     Ok(Exit::Ok)
+}
+
+/// Where a disk is not mounted, its empty mount point has the identity of the disk above it.
+fn shares_filesystem_with_parent(dir: &OwnedFd) -> io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::openat(dir, "..", flags, Mode::empty())?;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let stat = |fd: &OwnedFd| rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted);
+    let (here, above) = (stat(dir)?, stat(&parent)?);
+    let dev = |s: &Statx| (s.stx_dev_major, s.stx_dev_minor);
+    let mount = |s: &Statx| (s.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(s.stx_mnt_id);
+    let same_mount = match (mount(&here), mount(&above)) {
+        (Some(here), Some(above)) => here == above,
+        _ => dev(&here) == dev(&above),
+    };
+    // The topmost directory is its own parent.
+    let topmost = (dev(&here), here.stx_ino) == (dev(&above), above.stx_ino);
+    Ok(same_mount && !topmost)
 }
 
 fn stanza(name: &Name, path: &str, identity: &Identity) -> String {

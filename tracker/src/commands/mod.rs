@@ -47,7 +47,9 @@ impl CommandError {
             CommandError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
             CommandError::Journal(e) if e.is_permanent() => Exit::Config,
             CommandError::NoJournal { .. } | CommandError::NotFlushed { .. } => Exit::TryLater,
-            CommandError::Control(ControlError::Refused { .. }) | CommandError::Usage(_) => Exit::Usage,
+            CommandError::Control(ControlError::Refused { retry: false, .. }) | CommandError::Usage(_) => {
+                Exit::Usage
+            }
             CommandError::Control(_) => Exit::TryLater,
             CommandError::Journal(_) | CommandError::Io { .. } => Exit::Failed,
         }
@@ -66,7 +68,7 @@ pub fn run(args: Args) -> Result<Exit, anyhow::Error> {
             add::run(&config()?, root.as_deref(), subtree, &paths)?
         }
         Command::Flush => flush::run(&config()?, common.verbose > 0)?,
-        Command::Identify { path } => identify::run(&path)?,
+        Command::Identify { subdir, path } => identify::run(&path, subdir)?,
         Command::Config { what } => config::run(&config()?, what)?,
     };
     Ok(exit)

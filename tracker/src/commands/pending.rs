@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use shared::clock;
-use shared::config::Config;
+use shared::config::{Config, Leg};
 use shared::entry::Scope;
 use shared::exit::Exit;
 use shared::journal::{Journal, RootId};
@@ -34,21 +34,20 @@ struct Row {
 const SCHEMA: u32 = 1;
 
 pub fn run(config: &Config, leg: Option<&str>, null: bool, json: bool) -> Result<Exit, CommandError> {
-    if let Some(leg) = leg
-        && config.leg(leg).is_none()
-    {
-        return Err(CommandError::Usage(format!(
-            "There is no leg named `{leg}` in {}",
-            config.file.display()
-        )));
-    }
+    let leg = match leg {
+        Some(name) => Some(config.leg(name).ok_or_else(|| {
+            CommandError::Usage(format!("There is no leg named `{name}` in {}", config.file.display()))
+        })?),
+        None => None,
+    };
     let journal = open_journal(config)?;
     let rows = collect(&journal, leg).map_err(CommandError::Journal)?;
     if null {
         let mut out = Vec::new();
         for row in &rows {
             out.extend_from_slice(format!("{}\t{}\t", row.root, row.scope).as_bytes());
-            out.extend_from_slice(row.path.as_bytes());
+            // An empty path would read as the root itself.
+            out.extend_from_slice(row.handle.as_ref().map_or(row.path.as_bytes(), String::as_bytes));
             out.push(0);
         }
         print(&out)?;
@@ -70,13 +69,15 @@ pub(super) fn open_journal(config: &Config) -> Result<Journal, CommandError> {
     Journal::open(&path).map_err(CommandError::Journal)
 }
 
-fn collect(journal: &Journal, leg: Option<&str>) -> Result<Vec<Row>, shared::database::DatabaseError> {
+fn collect(journal: &Journal, leg: Option<&Leg>) -> Result<Vec<Row>, shared::database::DatabaseError> {
     let roots: BTreeMap<RootId, String> = journal.roots()?.into_iter().map(|r| (r.id, r.name)).collect();
+    let of_leg = |leg: &Leg, name: &String| leg.roots.iter().any(|r| r.root.as_str() == name);
+    let wanted = |id: RootId| leg.is_none_or(|leg| roots.get(&id).is_some_and(|name| of_leg(leg, name)));
     let name = |id: RootId| roots.get(&id).cloned().unwrap_or_else(|| format!("#{}", id.0));
     let (head, _) = journal.head_and_floor()?;
     let mut after = match leg {
         // A leg that never ran begins with a full pass and owes no entry.
-        Some(leg) => journal.leg(leg)?.map_or(0, |l| l.acked),
+        Some(leg) => journal.leg(leg.name.as_str())?.map_or(0, |l| l.acked),
         None => 0,
     };
     let mut rows = Vec::new();
@@ -84,7 +85,7 @@ fn collect(journal: &Journal, leg: Option<&str>) -> Result<Vec<Row>, shared::dat
         let entries = journal.read(after, head, limits::READ_ROWS_MAX)?;
         let Some(last) = entries.last() else { break };
         after = last.seq;
-        rows.extend(entries.into_iter().map(|e| Row {
+        rows.extend(entries.into_iter().filter(|e| wanted(e.root)).map(|e| Row {
             schema: SCHEMA,
             root: name(e.root),
             scope: e.scope,
@@ -96,9 +97,10 @@ fn collect(journal: &Journal, leg: Option<&str>) -> Result<Vec<Row>, shared::dat
             at_ns: e.at_ns,
         }));
     }
-    if let Some(leg) = leg {
+    if let Some(leg) = leg.map(|leg| leg.name.as_str()) {
         let count = journal.deferred_count(leg)? as usize;
-        rows.extend(journal.deferred(leg, count)?.into_iter().map(|d| Row {
+        let deferred = journal.deferred(leg, count)?.into_iter();
+        rows.extend(deferred.filter(|d| wanted(d.key.root)).map(|d| Row {
             schema: SCHEMA,
             root: name(d.key.root),
             scope: d.key.scope,

@@ -1,6 +1,8 @@
 //! `tracker stats`: from the status file and the journal, so that it answers even when the tracker hangs.
 
 use std::fmt::Write as _;
+use std::fs::{File, TryLockError};
+use std::os::unix::net::UnixStream;
 
 use serde::Serialize;
 use shared::clock::{self, Clock, SystemClock};
@@ -77,8 +79,8 @@ pub fn run(config: &Config, json: bool) -> Result<Exit, CommandError> {
         Err(CommandError::NoJournal { .. }) => None,
         Err(e) => return Err(e),
     };
-    let (tracker, probe_age_ns) =
-        condition(status.as_ref(), status.as_ref().is_some_and(is_alive), SystemClock.boot_ns());
+    let alive = status.as_ref().is_some_and(is_alive) || holds_its_place(config);
+    let (tracker, probe_age_ns) = condition(status.as_ref(), alive, SystemClock.boot_ns());
     let stats = Stats { schema: SCHEMA, tracker, probe_age_ns, status, journal };
     if json {
         let text = serde_json::to_string(&stats)
@@ -96,7 +98,9 @@ const NOT_RUNNING: &str = "not-running";
 
 /// Running, by what is known of the process now; and the age of the heartbeat.
 fn condition(status: Option<&Status>, alive: bool, boot_ns: i64) -> (&'static str, Option<i64>) {
-    let Some(status) = status.filter(|_| alive) else { return (NOT_RUNNING, None) };
+    let Some(status) = status.filter(|_| alive) else {
+        return (if alive { RUNNING } else { NOT_RUNNING }, None);
+    };
     let age = boot_ns - status.probed_boot_ns;
     let hangs = age > 2 * limits::PROBE_INTERVAL.as_nanos() as i64;
     (if hangs { HANGS } else { RUNNING }, Some(age))
@@ -108,6 +112,15 @@ fn is_alive(status: &Status) -> bool {
     let same_boot = clock::boot_id().is_ok_and(|id| id == status.boot_id);
     same_boot
         && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == "tracker")
+}
+
+/// Seen from a container, where neither boot nor process may be visible: the lock is held or, where it cannot be
+/// opened, somebody listens at the control socket. The lock is shared with others who only ask.
+fn holds_its_place(config: &Config) -> bool {
+    match File::open(config.lock_path()) {
+        Ok(lock) => matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(_) => UnixStream::connect(config.control_path()).is_ok(),
+    }
 }
 
 fn journal_stats(config: &Config, journal: &Journal) -> Result<JournalStats, DatabaseError> {
@@ -155,7 +168,8 @@ fn human(stats: &Stats) -> String {
         (Some(s), NOT_RUNNING) => {
             line(format!("tracker   not running (last seen {})", clock::show(s.written_ns)));
         }
-        (None, _) => line("tracker   not running".to_owned()),
+        (None, NOT_RUNNING) => line("tracker   not running".to_owned()),
+        (None, condition) => line(format!("tracker   {condition}, its status is not written yet")),
         (Some(s), condition) => {
             let age = stats.probe_age_ns.unwrap_or(0) / 1_000_000_000;
             let since = clock::show(s.started_ns);
@@ -275,6 +289,7 @@ mod tests {
         assert!(!is_alive(&status(std::process::id(), "another boot")));
         assert!(!is_alive(&status(1, &boot)), "a process of another name");
         assert_eq!(condition(None, false, 0), (NOT_RUNNING, None));
+        assert_eq!(condition(None, true, 0), (RUNNING, None));
         assert_eq!(condition(Some(&status(1, &boot)), false, 0), (NOT_RUNNING, None));
     }
 

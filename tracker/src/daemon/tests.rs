@@ -138,6 +138,24 @@ fn a_flush_is_answered_when_no_root_is_there_or_none_can_be_marked() {
 }
 
 #[test]
+fn a_filesystem_that_cannot_be_watched_now_is_tried_again_later_and_later_without_being_asked() {
+    let mut run = Run::new();
+    assert_eq!(run.on(Event::Begin), Command::Place);
+    assert_eq!(run.on(Event::PlaceFailed), Command::Announce);
+    let wait = |until| Command::Wait { until_ns: Some(until), listen: false };
+    assert_eq!(run.on(Event::Done), wait(RETRY_FIRST_NS));
+    assert_eq!(run.on(Event::Woken { readable: false }), wait(RETRY_FIRST_NS), "woken too early");
+    run.now_ns = RETRY_FIRST_NS;
+    assert_eq!(run.on(Event::Woken { readable: false }), Command::Place);
+    assert_eq!(run.on(Event::PlaceFailed), wait(3 * RETRY_FIRST_NS));
+    run.now_ns = 3 * RETRY_FIRST_NS;
+    assert_eq!(run.on(Event::Woken { readable: false }), Command::Place);
+    assert_eq!(run.on(Event::Placed), Command::CommitGap(Cause::Start));
+    run.on(Event::Committed);
+    assert_eq!(run.on(Event::Empty), idle());
+}
+
+#[test]
 fn a_root_that_comes_back_is_marked_before_its_gap() {
     let mut run = Run::idle();
     assert_eq!(run.ask(Request::Probe), Command::Check { flush: false });

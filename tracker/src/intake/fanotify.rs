@@ -67,15 +67,17 @@ impl Fanotify {
         let dev = superblock(first, &all);
         let fs = first.identity.fs.clone();
         let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
-        let mount = OpenMount::open(dev).map_err(|_| PlaceError::Refused { reason: partly_mounted(&fs) })?;
+        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&fs) },
+            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
+        })?;
         mark(&group, mount.fd())?;
         let top = mount.top().map_err(refused)?;
         // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
         sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
         let anchors: Vec<Option<Handle>> =
             open.iter().map(|o| o.as_ref().and_then(|o| o.handle.clone())).collect();
-        let own =
-            own.iter().filter(|o| o.dev == first.attachment.dev).filter_map(|o| o.handle.clone()).collect();
+        let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
         let mut resolver = Resolver::default();
         resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
         let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
@@ -140,13 +142,21 @@ impl Fanotify {
         if let (true, Some(target)) = (only_content && entry::looks_nameless(named.name), target)
             && !self.resolver.has(&dir, named.name, target)
         {
-            // With a directory that resolves, the disk answers: a file it does not know is gone.
-            let disk_answers = self.resolver.place(&dir).is_ok();
-            return self.nameless(target, mask, scope, disk_answers, batch);
+            // A file that is gone lost each name it had in an event of its own. In a directory without a place
+            // "gone" may be the disk failing. The other way round is no proof: a place may come from the cache.
+            let has_place = self.resolver.place(&dir).is_ok();
+            return self.nameless(target, mask, scope, has_place, batch);
         }
         match self.resolver.place(&dir) {
             Ok(place) => Ok(self.push(&place, named.name, mask, scope, batch)),
-            Err(Lost::Stale) => Ok(self.doubts.raise(dir, read)),
+            // The link count of a directory that a rename replaced, above all, for which no deletion is ever told.
+            // Whatever ended this directory took its name away, by a DELETE or a RENAME to it: the entry of that
+            // name covers this, and all that happened inside before.
+            Err(Lost::Gone) if named.name == b"." && mask.difference(Mask::ONDIR) == Mask::ATTRIB => {
+                self.doubts.settle(&dir);
+                Ok(false)
+            }
+            Err(Lost::Gone | Lost::Stale) => Ok(self.doubts.raise(dir, read)),
             Err(Lost::NoMount) => Err(Lost::NoMount),
         }
     }
@@ -167,7 +177,7 @@ impl Fanotify {
             NameOf::Known { dir, name } => match self.resolver.place(&dir) {
                 Ok(place) => Ok(self.push(&place, &name, mask, scope, batch)),
                 Err(Lost::NoMount) => Err(Lost::NoMount),
-                Err(Lost::Stale) => Ok(self.by_handle(target, mask, batch)),
+                Err(Lost::Gone | Lost::Stale) => Ok(self.by_handle(target, mask, batch)),
             },
             NameOf::Stale | NameOf::Unknown => Ok(self.by_handle(target, mask, batch)),
         }
@@ -188,15 +198,16 @@ impl Fanotify {
         true
     }
 
-    /// Keeps the cache and the doubts right after an event of a directory.
+    /// Keeps the cache and the doubts right after an event of a directory. No event says where it lies now: the
+    /// names in a RENAME may be older than those of the RENAME behind it, with which a later one was merged, and
+    /// behind an overflow a later one may be missing.
     fn follow_directory(&mut self, record: &Record<'_>, mask: Mask, target: Handle) {
         if mask.contains(Mask::DELETE) {
+            self.resolver.tree.remove(&target);
             self.doubts.bury(target);
-        } else if let Some(to) = record.to {
+        } else if record.to.is_some() {
+            self.resolver.tree.detach(&target);
             self.doubts.settle(&target);
-            self.resolver.tree.put(&target, &to.dir.to_handle(), to.name);
-        } else if let (true, Some(at)) = (mask.contains(Mask::CREATE), record.at) {
-            self.resolver.tree.put(&target, &at.dir.to_handle(), at.name);
         }
     }
 
@@ -335,8 +346,7 @@ fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, V
 
 /// The device number of the superblock that a root lies on, by its mount.
 pub fn superblock(root: &OpenRoot, all: &[Mount]) -> u64 {
-    let by_mount = |id: u64| all.iter().find(|m| m.id == id).map(|m| m.dev);
-    root.attachment.mount_id.and_then(by_mount).unwrap_or(root.attachment.dev)
+    mounts::superblock(all, root.attachment.mount_id).unwrap_or(root.attachment.dev)
 }
 
 fn mark(group: &OwnedFd, on: BorrowedFd<'_>) -> Result<(), PlaceError> {
@@ -355,6 +365,8 @@ fn partly_mounted(fs: &str) -> String {
     }
 }
 
+/// What the kernel never does for this filesystem, user or version is a refusal. Whatever else fails may pass: to go
+/// on with inotify then would be for ever.
 fn refused(e: io::Error) -> PlaceError {
     let (name, why) = match Errno::from_io_error(&e) {
         Some(Errno::PERM) => ("EPERM", "fanotify needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"),
@@ -365,8 +377,10 @@ fn refused(e: io::Error) -> PlaceError {
         Some(Errno::XDEV) => ("EXDEV", "a btrfs subvolume cannot be marked"),
         Some(Errno::INVAL) => ("EINVAL", "this kernel is older than 5.17"),
         Some(Errno::NOSYS) => ("ENOSYS", "this kernel has no fanotify"),
-        Some(Errno::MFILE) => ("EMFILE", "fs.fanotify.max_user_groups is used up"),
-        _ => return PlaceError::Refused { reason: format!("fanotify failed: {e}") },
+        Some(Errno::MFILE) => {
+            return PlaceError::Io { op: "use fanotify, fs.fanotify.max_user_groups is used up", source: e };
+        }
+        _ => return PlaceError::Io { op: "use fanotify", source: e },
     };
     PlaceError::Refused { reason: format!("{why} ({name})") }
 }
@@ -384,27 +398,4 @@ fn marks(fdinfo: &str, dev: u64) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mark_is_found_by_its_device_in_fdinfo() {
-        let text = "pos:\t0\nflags:\t04002\nfanotify flags:200e00 event-flags:8000\nfanotify sdev:700001 mflags:0 mask:4000014e ignored_mask:0\n";
-        assert!(marks(text, rustix::fs::makedev(7, 1)));
-        assert!(!marks(text, rustix::fs::makedev(7, 0x10)));
-        assert!(!marks("fanotify flags:200e00\n", rustix::fs::makedev(7, 1)));
-    }
-
-    #[test]
-    fn a_refusal_says_why() {
-        for (errno, needle) in [
-            (libc::EPERM, "CAP_SYS_ADMIN"),
-            (libc::ENODEV, "FUSE"),
-            (libc::EOPNOTSUPP, "overlayfs"),
-            (libc::EXDEV, "btrfs"),
-        ] {
-            let reason = refused(io::Error::from_raw_os_error(errno)).to_string();
-            assert!(reason.contains(needle), "{reason}");
-        }
-    }
-}
+mod tests;

@@ -71,20 +71,23 @@ impl Inotify {
         Ok((source, seen))
     }
 
+    /// All roots first, then what lies below each: a walk that comes through an outer root to an inner one must know
+    /// it, because the inner one's rules may let in what the outer one's leave out.
     fn watch_roots(&mut self, open: &[Option<OpenRoot>]) {
+        let mut tops = Vec::new();
         for (root, open) in open.iter().enumerate() {
             let Some(open) = open else { continue };
             match self.watch(&open.fd) {
                 Ok(wd) => {
-                    let known = self.watches.contains(&wd);
                     self.watches.put_root(wd.clone(), root);
                     self.tops[root] = Some((wd.clone(), open.attachment.dev, open.identity.inode));
-                    if !known {
-                        self.watch_below(&open.fd, wd, RelPath::root());
-                    }
+                    tops.push((&open.fd, wd));
                 }
                 Err(e) => self.blind_spot(&[(root, RelPath::root())], e),
             }
+        }
+        for (top, wd) in tops {
+            self.watch_below(top, wd, RelPath::root());
         }
     }
 
@@ -121,7 +124,10 @@ impl Inotify {
     /// Watches all directories below an open and watched one. `above` is its path from `top`, which is the directory
     /// itself when `above` is empty.
     fn watch_below(&mut self, top: &OwnedFd, wd: WatchDescriptor, above: RelPath) {
-        let Ok(dev) = rustix::fs::fstat(top).map(|s| s.st_dev) else { return };
+        let dev = match rustix::fs::fstat(top) {
+            Ok(stat) => stat.st_dev,
+            Err(e) => return self.blind_at(&wd, &e.into()),
+        };
         let mut todo = vec![(wd, above)];
         while let Some((wd, path)) = todo.pop() {
             if self.blind.everything.is_some() {
@@ -136,8 +142,10 @@ impl Inotify {
             };
             for name in names {
                 let Ok(child) = path.child(&name) else { continue };
-                if let Some(child_wd) = self.watch_child(top, dev, &wd, &child, &name) {
-                    todo.push((child_wd, child));
+                match self.watch_child(top, dev, &wd, &child, &name) {
+                    Ok(Some(child_wd)) => todo.push((child_wd, child)),
+                    Ok(None) => {}
+                    Err(e) => self.blind_spot(&self.places(&wd, &name), e),
                 }
             }
         }
@@ -151,34 +159,25 @@ impl Inotify {
         parent: &WatchDescriptor,
         path: &RelPath,
         name: &[u8],
-    ) -> Option<WatchDescriptor> {
-        let spots = self.watches.spots(parent);
-        let at: Vec<(usize, RelPath)> =
-            spots.into_iter().filter_map(|s| Some((s.root, s.path.child(name).ok()?))).collect();
-        if at.iter().all(|(root, path)| self.roots[*root].rules.excludes(path, true)) {
-            return None;
+    ) -> io::Result<Option<WatchDescriptor>> {
+        let excluded = |(root, path): &(usize, RelPath)| self.roots[*root].rules.excludes(path, true);
+        if self.places(parent, name).iter().all(excluded) {
+            return Ok(None);
         }
-        let dir = match open_below(top, path) {
-            Ok(dir) => dir,
-            Err(e) => {
-                self.blind_spot(&at, e);
-                return None;
-            }
-        };
-        let stat = rustix::fs::fstat(&dir).ok()?;
+        let dir = open_below(top, path)?;
+        let stat = rustix::fs::fstat(&dir)?;
         if stat.st_dev != dev || self.own.iter().any(|o| (o.dev, o.inode) == (stat.st_dev, stat.st_ino)) {
-            return None;
+            return Ok(None);
         }
-        match self.watch(&dir) {
-            Ok(wd) => {
-                self.watches.put(wd.clone(), parent.clone(), name);
-                Some(wd)
-            }
-            Err(e) => {
-                self.blind_spot(&at, e);
-                None
-            }
-        }
+        let wd = self.watch(&dir)?;
+        self.watches.put(wd.clone(), parent.clone(), name);
+        Ok(Some(wd))
+    }
+
+    /// Where a name in a watched directory lies, in every root that holds it.
+    fn places(&self, parent: &WatchDescriptor, name: &[u8]) -> Vec<(usize, RelPath)> {
+        let spots = self.watches.spots(parent).into_iter();
+        spots.filter_map(|s| Some((s.root, s.path.child(name).ok()?))).collect()
     }
 
     fn blind_at(&mut self, wd: &WatchDescriptor, error: &io::Error) {
@@ -190,6 +189,10 @@ impl Inotify {
     fn blind_spot(&mut self, at: &[(usize, RelPath)], error: io::Error) {
         match Errno::from_io_error(&error) {
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
+            // A want of the moment: the next check places all watches anew, with a gap.
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
+                at.iter().for_each(|(root, _)| self.tops[*root] = None);
+            }
             Some(Errno::NOSPC) => self.blind.everything = Some(LIMIT_REACHED.to_owned()),
             _ => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -227,13 +230,25 @@ impl Inotify {
 
     /// Watches a directory that came to a name, before its entry is committed.
     fn watch_new(&mut self, parent: &WatchDescriptor, spots: &[crate::resolve::tree::Spot], name: &[u8]) {
-        let Some(spot) = spots.last() else { return };
-        let root = &self.roots[spot.root];
-        let Ok(path) = spot.path.child(name) else { return };
-        let Found::Ok(open) = root.look() else { return };
-        let dev = open.attachment.dev;
-        if let Some(wd) = self.watch_child(&open.fd, dev, parent, &path, name) {
-            self.watch_below(&open.fd, wd, path);
+        let mut not_looked_at = Vec::new();
+        let mut failed = None;
+        // From the outermost root on; where that one shows something else just then, another may show the directory.
+        for spot in spots.iter().rev() {
+            let Ok(path) = spot.path.child(name) else { return };
+            let Found::Ok(open) = self.roots[spot.root].look() else {
+                not_looked_at.push(spot.root);
+                continue;
+            };
+            match self.watch_child(&open.fd, open.attachment.dev, parent, &path, name) {
+                Ok(Some(wd)) => return self.watch_below(&open.fd, wd, path),
+                Ok(None) => return,
+                Err(e) => failed = Some(e),
+            }
+        }
+        // It may come back with the directory in it: the next check then places all watches anew, with a gap.
+        not_looked_at.into_iter().for_each(|root| self.tops[root] = None);
+        if let Some(e) = failed {
+            self.blind_spot(&self.places(parent, name), e);
         }
     }
 
@@ -381,3 +396,6 @@ fn mask_of(inotify: EventMask) -> Mask {
     let known = pairs.into_iter().filter(|(bit, _)| inotify.contains(*bit));
     known.fold(Mask::empty(), |all, (_, mask)| all | mask)
 }
+
+#[cfg(test)]
+mod tests;

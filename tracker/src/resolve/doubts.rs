@@ -59,7 +59,7 @@ impl Doubts {
         true
     }
 
-    /// The stream told of its rename: an entry covers all that was before.
+    /// The stream told of its rename, or of one that replaced it: an entry covers all that was before.
     pub fn settle(&mut self, handle: &Handle) {
         if self.open.remove(handle).is_some_and(|d| d.stored) {
             self.settled.push(handle.clone());

@@ -17,13 +17,15 @@ use crate::mounts;
 use crate::roots;
 use tree::{Anchors, Place, Tree};
 
-/// What `readlink` of /proc/self/fd adds to the path of what is deleted, and what a real name may end in too.
-const DELETED: &[u8] = b" (deleted)";
+/// How often a directory's name and parent are asked for while others move it about.
+const LINK_TRIES: usize = 4;
 
 /// Why a directory has no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
-    /// The kernel does not know the handle any more (ESTALE, which EIO arrives as too), or gives it no name.
+    /// The kernel does not know the handle any more (ESTALE, which EIO arrives as too), or has it deleted.
+    Gone,
+    /// The kernel knows it and gives it no place.
     Stale,
     /// No mount shows the whole filesystem any more.
     NoMount,
@@ -103,52 +105,36 @@ impl Resolver {
     }
 
     pub fn place(&mut self, dir: &Handle) -> Result<Place, Lost> {
-        match self.tree.locate(dir) {
-            Place::Unknown => {
-                self.learn(dir)?;
-                match self.tree.locate(dir) {
-                    Place::Unknown => Err(Lost::Stale),
-                    known => Ok(known),
-                }
-            }
-            known => Ok(known),
+        let known = self.tree.locate(dir);
+        if known != Place::Unknown {
+            return Ok(known);
         }
+        // Twice: a full cache is emptied, and what the first answer was to be joined to with it.
+        for _ in 0..2 {
+            self.learn(dir)?;
+            let known = self.tree.locate(dir);
+            if known != Place::Unknown {
+                return Ok(known);
+            }
+        }
+        Err(Lost::Stale)
     }
 
     /// Asks the kernel where a directory lies now, and all above it up to one that is known. That is later than the
-    /// event: sound, because a rename since then is still queued and brings entries for both its names.
+    /// event: sound, because a rename since then is still queued and brings entries for both its names. A rename of
+    /// any of them after its link was proven is in an event not yet read, which detaches it again.
     fn learn(&mut self, dir: &Handle) -> Result<(), Lost> {
-        let tree_top = |tree: &Tree, h: &Handle| tree.is_top(h) || tree.knows(h);
         self.mount()?;
         let Resolver { tree, mount: Some(mount), .. } = self else { return Err(Lost::NoMount) };
-        let mut fd = sys::open_by_handle(mount.fd(), dir, libc::O_PATH | libc::O_DIRECTORY)
-            .map_err(|_| Lost::Stale)?;
-        let mut handle = dir.clone();
-        let mut path = mount.path_of(fd.as_fd());
-        if path.as_ref().is_some_and(|p| p.ends_with(DELETED) && !mount.leads_to(p, &handle)) {
-            return Err(Lost::Stale);
+        let mut climb = Climb::start(mount, dir)?;
+        let mut links = Vec::new();
+        while !tree.is_top(&climb.handle) && !tree.knows(&climb.handle) {
+            links.push(climb.step()?);
         }
-        let mut chain: Vec<(Handle, Vec<u8>)> = Vec::new();
-        while !tree_top(tree, &handle) {
-            let parent = up(fd.as_fd()).map_err(|_| Lost::Stale)?;
-            let parent_handle = sys::name_to_handle(parent.as_fd(), c"").map_err(|_| Lost::Stale)?;
-            let name = match path.as_mut() {
-                Some(path) => cut_name(path).ok_or(Lost::Stale)?,
-                // Longer than PATH_MAX: the parent's listing has the name.
-                None => find_name(parent.as_fd(), fd.as_fd(), &handle).ok_or(Lost::Stale)?,
-            };
-            chain.push((handle, name));
-            (fd, handle) = (parent, parent_handle);
-            if path.is_none() {
-                path = mount.path_of(fd.as_fd());
+        for link in links.into_iter().rev() {
+            if !tree.put(&link.dir, &link.parent, &link.name) {
+                break;
             }
-        }
-        let mut parent = handle;
-        for (handle, name) in chain.into_iter().rev() {
-            if !tree.put(&handle, &parent, &name) {
-                return Err(Lost::Stale);
-            }
-            parent = handle;
         }
         Ok(())
     }
@@ -180,6 +166,78 @@ impl Resolver {
         };
         let Ok(name) = CString::new(name) else { return false };
         sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| &found == target)
+    }
+}
+
+/// The name of a directory in its parent.
+#[derive(Debug, PartialEq, Eq)]
+struct Link {
+    dir: Handle,
+    parent: Handle,
+    name: Vec<u8>,
+}
+
+/// The way from a directory to the top, while others may move what it leads through.
+struct Climb<'a> {
+    mount: &'a OpenMount,
+    fd: OwnedFd,
+    handle: Handle,
+    /// Read once for many links, so each is proven: a directory that moved meanwhile would give its name to another.
+    path: Option<Vec<u8>>,
+}
+
+impl<'a> Climb<'a> {
+    fn start(mount: &'a OpenMount, dir: &Handle) -> Result<Climb<'a>, Lost> {
+        let fd = match sys::open_by_handle(mount.fd(), dir, libc::O_PATH | libc::O_DIRECTORY) {
+            Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Err(Lost::Gone),
+            Err(_) => return Err(Lost::Stale),
+        };
+        // Deleted, and held open by somebody.
+        if rustix::fs::fstat(&fd).is_ok_and(|s| s.st_nlink == 0) {
+            return Err(Lost::Gone);
+        }
+        let path = mount.path_of(fd.as_fd());
+        Ok(Climb { mount, fd, handle: dir.clone(), path })
+    }
+
+    /// One link, proven.
+    fn step(&mut self) -> Result<Link, Lost> {
+        for _ in 0..LINK_TRIES {
+            let parent = up(self.fd.as_fd()).map_err(|_| Lost::Stale)?;
+            let parent_handle = sys::name_to_handle(parent.as_fd(), c"").map_err(|_| Lost::Stale)?;
+            let name = match self.path.as_mut() {
+                Some(path) => cut_name(path),
+                // Longer than PATH_MAX: the parent's listing has the name.
+                None => find_name(parent.as_fd(), self.fd.as_fd(), &self.handle),
+            };
+            if let Some(name) = name
+                && self.is_proven(parent.as_fd(), &name)
+            {
+                let dir = std::mem::replace(&mut self.handle, parent_handle.clone());
+                self.fd = parent;
+                if self.path.is_none() {
+                    self.path = self.mount.path_of(self.fd.as_fd());
+                }
+                return Ok(Link { dir, parent: parent_handle, name });
+            }
+            self.path = self.mount.path_of(self.fd.as_fd());
+        }
+        Err(Lost::Stale)
+    }
+
+    /// True if the directory has this name in `parent`.
+    fn is_proven(&self, parent: BorrowedFd<'_>, name: &[u8]) -> bool {
+        let Ok(c_name) = CString::new(name) else { return false };
+        if sys::name_to_handle(parent, &c_name).is_ok_and(|found| found == self.handle) {
+            return true;
+        }
+        // A mount covers it and answers in its place. Its own path is proof as well, unlike one read further below:
+        // a rename between that and the look for its parent is one of this very directory.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = rustix::fs::openat2(parent, &c_name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
+        let own = || self.mount.path_of(self.fd.as_fd()).and_then(|mut path| cut_name(&mut path));
+        open.err() == Some(Errno::XDEV) && own().as_deref() == Some(name)
     }
 }
 
@@ -234,26 +292,4 @@ fn find_name(parent: BorrowedFd<'_>, child: BorrowedFd<'_>, handle: &Handle) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_cut_off_from_the_end() {
-        let mut path = b"a/b c/d".to_vec();
-        assert_eq!(cut_name(&mut path).unwrap(), b"d");
-        assert_eq!(cut_name(&mut path).unwrap(), b"b c");
-        assert_eq!(path, b"a");
-        assert_eq!(cut_name(&mut path).unwrap(), b"a");
-        assert_eq!(cut_name(&mut path), None);
-    }
-
-    #[test]
-    fn a_directory_is_found_by_its_handle_in_its_parents_listing() {
-        let dir = tempfile::tempdir().unwrap();
-        let sub = dir.path().join("sub\n\u{1}");
-        std::fs::create_dir(&sub).unwrap();
-        let (parent, child) = (std::fs::File::open(dir.path()).unwrap(), std::fs::File::open(&sub).unwrap());
-        let handle = sys::name_to_handle(child.as_fd(), c"").unwrap();
-        assert_eq!(find_name(parent.as_fd(), child.as_fd(), &handle).unwrap(), b"sub\n\x01");
-    }
-}
+mod tests;

@@ -1,5 +1,9 @@
 //! The cache of directories: handle → (parent, name), as a tree, so that renaming a directory changes one node.
-//! Right only for an unbroken stream of events: whoever drops an event clears it.
+//!
+//! Only the kernel says where a directory lies, never an event: the kernel merges renames of one process and object
+//! into the earliest place in the queue, and in a stream that broke one rename may be there and the next not. An
+//! event only takes a place away. That is sound for an unbroken stream: a rename after the kernel was asked is in
+//! an event not yet read, by itself or merged, and takes the place away again. Whoever drops an event clears all.
 
 use std::collections::HashMap;
 
@@ -41,6 +45,10 @@ struct Node {
     parent: u32,
     name: Box<[u8]>,
     special: Special,
+    /// Nodes whose parent this is.
+    children: u32,
+    /// Its directory is gone. Its number is given to another only when no node calls it parent any more.
+    gone: bool,
 }
 
 /// What stays when the tree is cleared.
@@ -53,16 +61,36 @@ pub struct Anchors {
     pub own: Vec<Handle>,
 }
 
-#[derive(Default)]
 pub struct Tree {
     anchors: Anchors,
     index: HashMap<Handle, u32>,
     nodes: Vec<Node>,
+    /// Numbers that no directory has.
+    free: Vec<u32>,
+    /// Directories remembered at most.
+    max: usize,
     /// Node → indices of the roots at it.
     roots_at: HashMap<u32, Vec<usize>>,
 }
 
+impl Default for Tree {
+    fn default() -> Tree {
+        Tree::with_limit(limits::HANDLE_CACHE_DIRS_MAX)
+    }
+}
+
 impl Tree {
+    pub fn with_limit(max: usize) -> Tree {
+        Tree {
+            anchors: Anchors::default(),
+            index: HashMap::new(),
+            nodes: Vec::new(),
+            free: Vec::new(),
+            max,
+            roots_at: HashMap::new(),
+        }
+    }
+
     /// Starts anew with other anchors.
     pub fn reset(&mut self, anchors: Anchors) {
         self.anchors = anchors;
@@ -73,6 +101,7 @@ impl Tree {
     pub fn clear(&mut self) {
         self.index.clear();
         self.nodes.clear();
+        self.free.clear();
         self.roots_at.clear();
         if let Some(top) = self.anchors.top.clone() {
             self.add(&top, TOP, b"");
@@ -111,7 +140,8 @@ impl Tree {
         Place::In(spots)
     }
 
-    /// Puts a directory at a name; its parent must be known. False if it is not.
+    /// Puts a directory at a name that the kernel gave. False if its parent is not known, or if the tree was full and
+    /// is empty now.
     pub fn put(&mut self, handle: &Handle, parent: &Handle, name: &[u8]) -> bool {
         let Some(&parent_id) = self.index.get(parent) else {
             self.detach(handle);
@@ -120,12 +150,11 @@ impl Tree {
         match self.index.get(handle) {
             Some(&id) if self.nodes[id as usize].parent == TOP => {}
             Some(&id) => {
-                let node = &mut self.nodes[id as usize];
-                node.parent = parent_id;
-                node.name = name.into();
+                self.hang(id, parent_id);
+                self.nodes[id as usize].name = name.into();
             }
             None => {
-                if self.nodes.len() >= limits::HANDLE_CACHE_DIRS_MAX {
+                if self.index.len() >= self.max {
                     self.clear();
                     return false;
                 }
@@ -135,35 +164,72 @@ impl Tree {
         true
     }
 
-    /// It moved to a place that is not known.
-    fn detach(&mut self, handle: &Handle) {
-        if let Some(&id) = self.index.get(handle) {
-            let node = &mut self.nodes[id as usize];
-            if node.parent != TOP {
-                node.parent = DETACHED;
-            }
+    /// It moved: where to, and all below it, is not known until the kernel is asked.
+    pub fn detach(&mut self, handle: &Handle) {
+        if let Some(&id) = self.index.get(handle)
+            && self.nodes[id as usize].parent != TOP
+        {
+            self.hang(id, DETACHED);
+        }
+    }
+
+    /// Its directory is gone.
+    pub fn remove(&mut self, handle: &Handle) {
+        if self.is_top(handle) {
+            return;
+        }
+        let Some(id) = self.index.remove(handle) else { return };
+        self.roots_at.remove(&id);
+        self.hang(id, DETACHED);
+        let node = &mut self.nodes[id as usize];
+        node.name = Box::default();
+        node.gone = true;
+        self.reuse_if_idle(id);
+    }
+
+    /// Gives a node another parent.
+    fn hang(&mut self, id: u32, parent: u32) {
+        // First, so that a parent of one child only is not idle in between when it stays the same.
+        if let Some(new) = self.nodes.get_mut(parent as usize) {
+            new.children += 1;
+        }
+        let old = std::mem::replace(&mut self.nodes[id as usize].parent, parent);
+        if let Some(node) = self.nodes.get_mut(old as usize) {
+            node.children -= 1;
+            self.reuse_if_idle(old);
+        }
+    }
+
+    fn reuse_if_idle(&mut self, id: u32) {
+        let node = &self.nodes[id as usize];
+        if node.gone && node.children == 0 {
+            self.free.push(id);
         }
     }
 
     fn add(&mut self, handle: &Handle, parent: u32, name: &[u8]) {
-        let id = self.nodes.len() as u32;
-        let roots: Vec<usize> = self
-            .anchors
-            .roots
-            .iter()
-            .enumerate()
-            .filter(|(_, root)| root.as_ref() == Some(handle))
-            .map(|(i, _)| i)
-            .collect();
-        let special = if self.anchors.own.contains(handle) {
-            Special::Own
-        } else if roots.is_empty() {
-            Special::None
-        } else {
-            self.roots_at.insert(id, roots);
-            Special::Root
+        let node =
+            Node { parent: DETACHED, name: name.into(), special: Special::None, children: 0, gone: false };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.nodes[id as usize] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() as u32 - 1
+            }
         };
-        self.nodes.push(Node { parent, name: name.into(), special });
+        let is_here = |(_, root): &(usize, &Option<Handle>)| root.as_ref() == Some(handle);
+        let roots: Vec<usize> =
+            self.anchors.roots.iter().enumerate().filter(is_here).map(|(i, _)| i).collect();
+        if self.anchors.own.contains(handle) {
+            self.nodes[id as usize].special = Special::Own;
+        } else if !roots.is_empty() {
+            self.roots_at.insert(id, roots);
+            self.nodes[id as usize].special = Special::Root;
+        }
+        self.hang(id, parent);
         self.index.insert(handle.clone(), id);
     }
 
@@ -259,6 +325,65 @@ mod tests {
         assert_eq!(tree.locate(&h(3)), Place::Unknown);
         tree.put(&h(2), &h(1), b"back");
         assert_eq!(tree.locate(&h(3)), Place::In(vec![spot(0, "back/b")]));
+    }
+
+    #[test]
+    fn a_directory_that_moved_is_unknown_with_all_below_it_and_one_answer_brings_all_back() {
+        let mut tree = tree();
+        tree.detach(&h(2));
+        assert_eq!((tree.locate(&h(2)), tree.locate(&h(3))), (Place::Unknown, Place::Unknown));
+        assert!(!tree.knows(&h(3)));
+        assert!(tree.put(&h(2), &h(1), b"z"));
+        assert_eq!(tree.locate(&h(3)), Place::In(vec![spot(0, "z/b")]));
+        tree.detach(&h(0));
+        assert_eq!(tree.locate(&h(3)), Place::In(vec![spot(0, "z/b")]), "the top does not move");
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_gives_its_room_to_another() {
+        let mut tree = tree();
+        for n in 100..200 {
+            assert!(tree.put(&h(n), &h(2), b"d"));
+            tree.remove(&h(n));
+            assert_eq!(tree.locate(&h(n)), Place::Unknown);
+        }
+        assert_eq!(tree.nodes.len(), 5);
+        assert_eq!(tree.locate(&h(3)), Place::In(vec![spot(0, "a/b")]));
+    }
+
+    #[test]
+    fn what_was_in_a_directory_that_is_gone_is_never_in_the_one_that_takes_its_room() {
+        let mut tree = tree();
+        tree.remove(&h(2));
+        assert!(tree.put(&h(4), &h(1), b"other"));
+        assert_eq!(tree.locate(&h(3)), Place::Unknown);
+        tree.detach(&h(3));
+        let nodes = tree.nodes.len();
+        assert!(tree.put(&h(5), &h(1), b"third"));
+        assert_eq!(tree.nodes.len(), nodes, "now its room is free");
+        assert_eq!(tree.locate(&h(5)), Place::In(vec![spot(0, "third")]));
+        tree.remove(&h(0));
+        assert_eq!(tree.locate(&h(0)), Place::In(vec![]), "the top stays");
+    }
+
+    #[test]
+    fn a_root_that_is_gone_is_none_in_the_directory_that_takes_its_room() {
+        let mut tree = tree();
+        tree.remove(&h(1));
+        tree.detach(&h(2));
+        assert!(tree.put(&h(6), &h(0), b"elsewhere"));
+        assert_eq!(tree.locate(&h(6)), Place::In(vec![]));
+    }
+
+    #[test]
+    fn a_full_tree_is_emptied_and_says_so() {
+        let mut tree = Tree::with_limit(3);
+        tree.reset(Anchors { top: Some(h(0)), roots: vec![Some(h(1))], own: vec![] });
+        assert!(tree.put(&h(1), &h(0), b"space") && tree.put(&h(2), &h(1), b"a"));
+        assert!(!tree.put(&h(3), &h(1), b"b"));
+        assert_eq!(tree.locate(&h(2)), Place::Unknown);
+        assert!(tree.put(&h(1), &h(0), b"space") && tree.put(&h(3), &h(1), b"b"));
+        assert_eq!(tree.locate(&h(3)), Place::In(vec![spot(0, "b")]));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub struct Server {
     journal: Mutex<Option<Journal>>,
     heads: Arc<Heads>,
     slots: OnceLock<Vec<Flusher>>,
-    connections: AtomicUsize,
+    connections: Arc<AtomicUsize>,
     /// Held as long as the process lives.
     _lock: File,
 }
@@ -55,7 +55,7 @@ impl Server {
             journal: Mutex::new(Some(journal)),
             heads,
             slots: OnceLock::new(),
-            connections: AtomicUsize::new(0),
+            connections: Arc::default(),
             _lock: lock,
         }
     }
@@ -123,44 +123,39 @@ impl Server {
                     continue;
                 }
             };
-            let server = Arc::clone(self);
-            if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-                refuse(&stream, "too many connections at once");
-                self.connections.fetch_sub(1, Ordering::Relaxed);
+            let Some(seat) = Seat::take(&self.connections) else {
+                refuse(&stream, &Refusal::later("too many connections at once"));
                 continue;
-            }
+            };
+            let server = Arc::clone(self);
             let serve = move || {
+                let _seat = seat;
                 if let Err(e) = server.serve(&stream) {
                     tracing::debug!("A control connection ended: {e}");
                 }
-                server.connections.fetch_sub(1, Ordering::Relaxed);
             };
             if let Err(e) = std::thread::Builder::new().name("peer".into()).spawn(serve) {
                 tracing::warn!("Cannot serve a control connection: {e}");
-                self.connections.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
 
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(PEER_TIMEOUT))?;
         stream.set_write_timeout(Some(PEER_TIMEOUT))?;
-        match control::read_request(stream)? {
-            Request::Flush => match self.flush() {
-                Some(head) => control::write_line(stream, &Answer::Done { head }),
-                None => {
-                    refuse(stream, "it did not get through to every filesystem in time, or is stopping");
-                    Ok(())
-                }
-            },
-            Request::Add { paths } => match self.add(paths) {
-                Ok(head) => control::write_line(stream, &Answer::Done { head }),
-                Err(message) => {
-                    refuse(stream, &message);
-                    Ok(())
-                }
-            },
-            Request::Watch => self.watch(stream),
+        let done = match control::read_request(stream, PEER_TIMEOUT)? {
+            Request::Flush => {
+                let late = "it did not get through to every filesystem in time, or is stopping";
+                self.flush().ok_or_else(|| Refusal::later(late))
+            }
+            Request::Add { paths } => self.add(paths),
+            Request::Watch => return self.watch(stream),
+        };
+        match done {
+            Ok(head) => control::write_line(stream, &Answer::Done { head }),
+            Err(refusal) => {
+                refuse(stream, &refusal);
+                Ok(())
+            }
         }
     }
 
@@ -175,14 +170,15 @@ impl Server {
         Some(head)
     }
 
-    fn add(&self, paths: Vec<AddedPath>) -> Result<u64, String> {
+    fn add(&self, paths: Vec<AddedPath>) -> Result<u64, Refusal> {
         if paths.len() > limits::ADD_PATHS_MAX {
-            return Err(format!("{} paths at once, at most {}", paths.len(), limits::ADD_PATHS_MAX));
+            let (count, max) = (paths.len(), limits::ADD_PATHS_MAX);
+            return Err(Refusal::wrong(format!("{count} paths at once, at most {max}")));
         }
         let mut commit = Commit::default();
         for added in paths {
             let Some(root) = self.roots.get(&added.root) else {
-                return Err(format!("there is no root named `{}`", added.root));
+                return Err(Refusal::wrong(format!("there is no root named `{}`", added.root)));
             };
             commit.changes.push(Change {
                 root: root.id,
@@ -195,9 +191,9 @@ impl Server {
         }
         let now = SystemClock.wall_ns();
         let mut journal = self.journal();
-        let Some(journal) = journal.as_mut() else { return Err("it is stopping".to_owned()) };
+        let Some(journal) = journal.as_mut() else { return Err(Refusal::later("it is stopping")) };
         let appended = journal.append(&mut Coalesce::default(), &commit, now);
-        let head = appended.map_err(|e| e.to_string())?.head;
+        let head = appended.map_err(|e| Refusal::later(e.to_string()))?.head;
         self.heads.publish(head);
         Ok(head)
     }
@@ -218,8 +214,42 @@ impl Server {
     }
 }
 
-fn refuse(stream: &UnixStream, message: &str) {
-    let answer = Answer::Refused { message: message.to_owned() };
+/// One of the connections served at once. Its place is free again however the thread that has it ends.
+struct Seat(Arc<AtomicUsize>);
+
+impl Seat {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Seat> {
+        let seat = Seat(Arc::clone(taken));
+        (taken.fetch_add(1, Ordering::Relaxed) < CONNECTIONS_MAX).then_some(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a request is not granted.
+#[derive(Debug)]
+struct Refusal {
+    message: String,
+    /// The tracker's state is the reason, not the request.
+    retry: bool,
+}
+
+impl Refusal {
+    fn later(message: impl Into<String>) -> Refusal {
+        Refusal { message: message.into(), retry: true }
+    }
+
+    fn wrong(message: String) -> Refusal {
+        Refusal { message, retry: false }
+    }
+}
+
+fn refuse(stream: &UnixStream, refusal: &Refusal) {
+    let answer = Answer::Refused { message: refusal.message.clone(), retry: refusal.retry };
     if let Err(e) = control::write_line(stream, &answer) {
         tracing::debug!("A refusal did not arrive: {e}");
     }
@@ -230,4 +260,55 @@ fn hung_up(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream, PollFlags::IN)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut fds, Some(&at_once)).is_ok_and(|n| n > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared::path::RelPath;
+
+    fn server(dir: &std::path::Path) -> Server {
+        let root = dir.join("root");
+        std::fs::create_dir(&root).unwrap();
+        let text = format!(
+            "state_dir = \"{0}\"\nruntime_dir = \"{0}\"\n[[root]]\nname = \"a\"\npath = \"{1}\"\n",
+            dir.join("state").display(),
+            root.display()
+        );
+        let config = Config::parse(std::path::Path::new("x"), &text).unwrap();
+        std::fs::create_dir(&config.state_dir).unwrap();
+        let mut journal = Journal::create_or_open(&config.journal_path()).unwrap();
+        let rows = journal.put_roots(&config.roots, 0).unwrap();
+        let roots = rows.into_iter().map(|r| (r.name.clone(), r)).collect();
+        let lock = File::create(config.lock_path()).unwrap();
+        Server::new(&config, roots, journal, Arc::default(), lock)
+    }
+
+    fn one(root: &str) -> Vec<AddedPath> {
+        vec![AddedPath { root: root.to_owned(), path: RelPath::parse(b"x").unwrap(), subtree: false }]
+    }
+
+    #[test]
+    fn only_what_the_request_itself_is_to_blame_for_is_refused_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(dir.path());
+        assert!(server.add(one("a")).is_ok());
+        assert!(!server.add(one("z")).unwrap_err().retry);
+        server.journal().take();
+        assert!(server.add(one("a")).unwrap_err().retry, "it is stopping");
+    }
+
+    #[test]
+    fn a_connection_whose_thread_panicked_counts_no_more() {
+        let taken = Arc::default();
+        for _ in 0..2 {
+            let seats: Vec<Seat> = (0..CONNECTIONS_MAX).map(|_| Seat::take(&taken).unwrap()).collect();
+            assert!(Seat::take(&taken).is_none());
+            let thread = std::thread::spawn(move || {
+                let _seats = seats;
+                panic!("as a peer's thread might");
+            });
+            assert!(thread.join().is_err());
+        }
+    }
 }

@@ -145,20 +145,7 @@ pub fn spawn(parts: SlotParts) -> std::io::Result<SlotHandle> {
     let shared = Arc::new(SlotShared::default());
     shared.lock().roots = parts.roots.iter().map(root_status).collect();
     shared.lock().filesystem.name = parts.name.clone();
-    let slot = Slot {
-        states: vec![None; parts.roots.len()],
-        watching: false,
-        parts,
-        source: None,
-        remembered: Coalesce::default(),
-        pending: None,
-        clock: SystemClock,
-        shared: Arc::clone(&shared),
-        inbox,
-        wake: Arc::clone(&wake),
-        flushes: BTreeMap::new(),
-        next_flush: 0,
-    };
+    let slot = Slot::new(parts, Arc::clone(&shared), inbox, Arc::clone(&wake));
     let run = move || {
         let mut end = End { reports: slot.parts.reports.clone(), clean: false };
         end.clean = slot.run();
@@ -180,6 +167,23 @@ impl Drop for End {
 }
 
 impl Slot {
+    fn new(parts: SlotParts, shared: Arc<SlotShared>, inbox: Receiver<Message>, wake: Arc<OwnedFd>) -> Slot {
+        Slot {
+            states: vec![None; parts.roots.len()],
+            watching: false,
+            parts,
+            source: None,
+            remembered: Coalesce::default(),
+            pending: None,
+            clock: SystemClock,
+            shared,
+            inbox,
+            wake,
+            flushes: BTreeMap::new(),
+            next_flush: 0,
+        }
+    }
+
     /// False if something could not be committed.
     fn run(mut self) -> bool {
         let mut machine = Machine::new(self.parts.cause);
@@ -251,6 +255,13 @@ impl Slot {
         self.note(|s| s.filesystem.last_error = error.to_owned());
     }
 
+    /// What failed works again: its error is over, not that of anything else.
+    fn recovered(&self, kind: &str) {
+        if self.shared.lock().filesystem.last_error.starts_with(kind) {
+            self.note(|s| s.filesystem.last_error.clear());
+        }
+    }
+
     fn place(&mut self) -> Event {
         // The old group goes first: there may be only so many.
         self.source = None;
@@ -268,6 +279,7 @@ impl Slot {
                     }
                 });
                 self.source = Some(source);
+                self.recovered(PLACE_ERROR);
                 self.store_states(&seen, false);
                 Event::Placed
             }
@@ -276,12 +288,12 @@ impl Slot {
                 Event::NotPlaced
             }
             Err(e) => {
-                let why = format!("cannot be watched: {e}");
+                let why = format!("{PLACE_ERROR}: {e}");
                 self.note_error(&why);
                 let failing = |root| RootSeen { root, state: RootState::Failing, why: why.clone() };
                 let seen: Vec<RootSeen> = (0..self.parts.roots.len()).map(failing).collect();
                 self.store_states(&seen, false);
-                Event::NotPlaced
+                Event::PlaceFailed
             }
         }
     }
@@ -367,7 +379,12 @@ impl Slot {
     fn read(&mut self) -> Event {
         let now = self.clock.boot_ns();
         let Some(source) = &mut self.source else { return Event::Empty };
-        match source.read() {
+        let taken = source.read();
+        if taken.is_ok() {
+            self.recovered(READ_ERROR);
+        }
+        let Some(source) = &mut self.source else { return Event::Empty };
+        match taken {
             Ok(Some(taken)) => {
                 if taken.drained {
                     source.drained(now);
@@ -382,7 +399,7 @@ impl Slot {
                 Event::Empty
             }
             Err(e) => {
-                self.note_error(&format!("cannot read events: {e}"));
+                self.note_error(&format!("{READ_ERROR}: {e}"));
                 Event::ReadFailed
             }
         }
@@ -458,10 +475,8 @@ impl Slot {
                     s.filesystem.coalesced += done.coalesced;
                     s.filesystem.commits += 1;
                     s.filesystem.last_commit_ns = at_ns;
-                    if s.filesystem.last_error.starts_with(JOURNAL_ERROR) {
-                        s.filesystem.last_error.clear();
-                    }
                 });
+                self.recovered(JOURNAL_ERROR);
                 self.parts.heads.publish(done.head);
                 true
             }
@@ -486,6 +501,9 @@ impl Slot {
         report(&self.parts.reports, Report::Probed(self.parts.number));
         if seen.iter().all(|r| r.state != RootState::Ok) {
             self.watching = false;
+            // Nobody reads a group that serves no root, and its queue would fill up with kernel memory. What it holds
+            // is covered by the gap of the next placing.
+            self.source = None;
             return Event::Checked(Verdict::Absent);
         }
         if !intact {
@@ -515,6 +533,9 @@ impl Slot {
     }
 }
 
+/// How the errors begin that end when the same thing succeeds.
+const PLACE_ERROR: &str = "cannot be watched";
+const READ_ERROR: &str = "cannot read events";
 const JOURNAL_ERROR: &str = "the journal does not take entries";
 
 type Placed = (Box<dyn EventSource>, Vec<RootSeen>, String);
@@ -551,3 +572,6 @@ fn root_status(root: &TrackedRoot) -> RootStatus {
         blind_spots: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

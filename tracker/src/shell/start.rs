@@ -6,9 +6,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use shared::clock::{self, Clock as _, SystemClock};
 use shared::config::Config;
 use shared::database::DatabaseError;
@@ -33,6 +35,11 @@ pub enum RunError {
     Locked { dir: PathBuf },
     #[error("The configuration {} names no root. `tracker identify PATH` prints one to add", file.display())]
     NoRoots { file: PathBuf },
+    #[error(
+        "The directory {} is or holds the root `{name}` ({}): nothing in it would be tracked. Name another state_dir or runtime_dir in the configuration",
+        dir.display(), root.display()
+    )]
+    HoldsRoot { dir: PathBuf, name: String, root: PathBuf },
     #[error("The roots lie on {count} filesystems, {max} can be tracked at once")]
     TooManyFilesystems { count: usize, max: usize },
     #[error(transparent)]
@@ -58,6 +65,7 @@ impl RunError {
             }
             RunError::Directory { .. }
             | RunError::NoRoots { .. }
+            | RunError::HoldsRoot { .. }
             | RunError::TooManyFilesystems { .. }
             | RunError::Root(_) => Exit::Config,
             RunError::Journal(e) if e.is_permanent() => Exit::Config,
@@ -85,14 +93,15 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
         return Err(RunError::NoRoots { file: config.file.clone() });
     }
     // What only group and owner may use is made without a moment in which others could.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o007));
+    rustix::process::umask(Mode::from_raw_mode(0o007));
     let mut tracked = config.roots.iter().map(unnumbered).collect::<Vec<_>>();
     for root in &mut tracked {
         root.check_at_start().map_err(RunError::Root)?;
     }
     make_dir(&config.state_dir, STATE_MODE)?;
     make_dir(&config.runtime_dir, RUNTIME_MODE)?;
-    let lock = lock(&config.state_dir)?;
+    refuse_to_hold_roots(&config)?;
+    let lock = lock(&config)?;
     let mut journal = Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?;
     let now = SystemClock.wall_ns();
     let rows = journal.put_roots(&config.roots, now).map_err(RunError::Journal)?;
@@ -104,6 +113,13 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
     let (session, before) = journal.begin_session(&boot_id, version, now).map_err(RunError::Journal)?;
     let booted = before.is_some_and(|before| before != boot_id);
     let cause = if booted { Cause::Boot } else { Cause::Start };
+    // What the tracker before wrote is not this one's.
+    match std::fs::remove_file(config.status_path()) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            tracing::debug!("{}: {e}", config.status_path().display());
+        }
+        _ => {}
+    }
     let heads = Arc::new(Heads::default());
     let slots = spawn_slots(&config, tracked, cause, &heads, reports)?;
     let server = Server::new(&config, rows_by_name(rows), journal, heads, lock);
@@ -136,16 +152,61 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), RunError> {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(error)
 }
 
+/// The configuration compares paths; here links and mounts are seen through.
+fn refuse_to_hold_roots(config: &Config) -> Result<(), RunError> {
+    let mut ours = Vec::new();
+    for dir in [&config.state_dir, &config.runtime_dir] {
+        let own = OwnDir::of(dir).map_err(|source| RunError::Directory { path: dir.clone(), source })?;
+        ours.push((dir, (own.dev, own.inode)));
+    }
+    for root in &config.roots {
+        // A root that is not there yet, or may not be gone up from, is told by its path alone.
+        let Ok(above) = itself_and_above(&root.path) else { continue };
+        if let Some((dir, _)) = ours.iter().find(|(_, own)| above.contains(own)) {
+            let (dir, name, root) = (dir.to_path_buf(), root.name.to_string(), root.path.clone());
+            return Err(RunError::HoldsRoot { dir, name, root });
+        }
+    }
+    Ok(())
+}
+
+/// Device and inode of a directory and of all above it, as far as they may be gone through.
+fn itself_and_above(path: &Path) -> io::Result<Vec<(u64, u64)>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut found = Vec::new();
+    loop {
+        let stat = rustix::fs::fstat(&at)?;
+        let here = (stat.st_dev, stat.st_ino);
+        // The topmost directory is its own parent.
+        if found.last() == Some(&here) {
+            return Ok(found);
+        }
+        found.push(here);
+        match rustix::fs::openat(&at, "..", flags, Mode::empty()) {
+            Ok(parent) => at = parent,
+            Err(_) => return Ok(found),
+        }
+    }
+}
+
+/// Who only asks whether a tracker runs holds the lock for a moment: it is tried so often, with this pause.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// The kernel's lock goes with the process, however it ends.
-fn lock(dir: &Path) -> Result<File, RunError> {
-    let path = dir.join("tracker.lock");
+fn lock(config: &Config) -> Result<File, RunError> {
+    let path = config.lock_path();
     let error = |source| RunError::Directory { path: path.clone(), source };
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(error)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(RunError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(error(source)),
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(source)) => return Err(error(source)),
+        }
     }
+    Err(RunError::Locked { dir: config.state_dir.clone() })
 }
 
 /// One thread for each filesystem; a root that is not there yet gets one of its own.

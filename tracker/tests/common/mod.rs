@@ -75,7 +75,8 @@ impl World {
     /// Everything belongs to nobody, and the program runs as nobody.
     pub fn unprivileged(mut self) -> World {
         let program = self.dir.path().join("tracker");
-        std::fs::copy(&self.program, &program).unwrap();
+        // Not by this process: a child of another test could hold the copy open for writing, and it could not be run.
+        must(Command::new("cp").arg(&self.program).arg(&program));
         self.program = program;
         self.uid = Some(NOBODY);
         let mut todo = vec![self.dir.path().to_owned()];
@@ -191,7 +192,12 @@ impl World {
         let notify = &self.running.as_ref().unwrap().notify;
         let mut buffer = [0; 1024];
         loop {
-            let n = notify.recv(&mut buffer).unwrap_or_else(|e| panic!("no {notice}: {e}"));
+            let n = match notify.recv(&mut buffer) {
+                Ok(n) => n,
+                // A receive with a time-out is not taken up again by itself.
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => panic!("no {notice}: {e}"),
+            };
             if buffer[..n].split(|&b| b == b'\n').any(|line| line == notice.as_bytes()) {
                 return;
             }

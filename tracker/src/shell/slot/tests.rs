@@ -1,0 +1,108 @@
+//! What one filesystem's thread says of its troubles, and that it stops saying it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::*;
+use crate::intake::{Checked, Kind, Taken};
+use crate::roots::tests::root;
+
+/// A source whose reads are played.
+struct Played {
+    fd: OwnedFd,
+    reads: VecDeque<io::Result<Option<Taken>>>,
+}
+
+impl EventSource for Played {
+    fn kind(&self) -> Kind {
+        Kind::Fanotify
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn queued(&self) -> u64 {
+        0
+    }
+
+    fn read(&mut self) -> io::Result<Option<Taken>> {
+        self.reads.pop_front().unwrap_or(Ok(None))
+    }
+
+    fn translate(&mut self, _batch: &mut Batch, _read: u64, _now_ns: i64) {}
+
+    fn check(&mut self) -> Checked {
+        Checked { intact: true, roots: Vec::new() }
+    }
+}
+
+struct World {
+    slot: Slot,
+    _reports: Receiver<Report>,
+    _dir: tempfile::TempDir,
+}
+
+fn eventfd() -> OwnedFd {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap()
+}
+
+fn world() -> World {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("root");
+    std::fs::create_dir(&path).unwrap();
+    let (reports, receiver) = crossbeam_channel::unbounded();
+    let parts = SlotParts {
+        number: 0,
+        name: "fs".into(),
+        fs_key: "fs".into(),
+        roots: vec![root(1, &path, &[])],
+        own: Vec::new(),
+        journal: Journal::create_or_open(&dir.path().join("journal.db")).unwrap(),
+        cause: Cause::Start,
+        heads: Arc::new(Heads::default()),
+        reports,
+    };
+    let shared = Arc::new(SlotShared::default());
+    shared.lock().roots = parts.roots.iter().map(root_status).collect();
+    let (_, inbox) = crossbeam_channel::unbounded();
+    let slot = Slot::new(parts, shared, inbox, Arc::new(eventfd()));
+    World { slot, _reports: receiver, _dir: dir }
+}
+
+impl World {
+    fn last_error(&self) -> String {
+        self.slot.shared.status().filesystem.last_error
+    }
+
+    fn set_error(&self, error: &str) {
+        self.slot.shared.lock().filesystem.last_error = error.to_owned();
+    }
+
+    fn play(&mut self, reads: Vec<io::Result<Option<Taken>>>) {
+        self.slot.source = Some(Box::new(Played { fd: eventfd(), reads: reads.into() }));
+    }
+}
+
+#[test]
+fn an_error_of_reading_ends_with_the_first_read_that_succeeds() {
+    let mut world = world();
+    world.play(vec![Err(io::Error::from_raw_os_error(libc::EIO)), Ok(None)]);
+    assert_eq!(world.slot.read(), Event::ReadFailed);
+    assert!(world.last_error().starts_with("cannot read events"), "{}", world.last_error());
+    assert_eq!(world.slot.read(), Event::Empty);
+    assert_eq!(world.last_error(), "");
+}
+
+#[test]
+fn an_error_of_placing_ends_when_placed_and_others_stay() {
+    let mut world = world();
+    world.set_error("cannot be watched: something passing");
+    assert_eq!(world.slot.place(), Event::Placed);
+    assert_eq!(world.last_error(), "");
+    world.set_error("the filesystem reports an error of its own");
+    assert_eq!(world.slot.place(), Event::Placed);
+    assert_eq!(world.slot.read(), Event::Empty);
+    assert!(world.last_error().starts_with("the filesystem"), "{}", world.last_error());
+}
