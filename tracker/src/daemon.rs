@@ -270,7 +270,6 @@ impl Machine {
     }
 
     fn take_verdict(&mut self, verdict: Verdict) {
-        self.check_wanted = false;
         match verdict {
             Verdict::Intact if self.placed => self.verify(),
             Verdict::Intact | Verdict::Unwatched => {
@@ -370,7 +369,7 @@ impl Machine {
     /// The checks and answers that are ready.
     fn serve(&mut self, doubts: DoubtState) -> Option<Command> {
         if self.check_wanted && self.batch_since_ns.is_none() {
-            return Some(Command::Check { flush: false });
+            return Some(self.check(false));
         }
         let settled = |to: u64| doubts.oldest.is_none_or(|oldest| oldest > to);
         let stop = self.waiters.iter().any(|w| w.aim == Aim::Stop && w.settled_to.is_some());
@@ -380,13 +379,20 @@ impl Machine {
             .position(|w| matches!(w.aim, Aim::Flush(_)) && w.settled_to.is_some_and(settled));
         if let Some(at) = ready {
             if !self.waiters[at].verified {
-                return Some(Command::Check { flush: true });
+                return Some(self.check(true));
             }
             if let Aim::Flush(id) = self.waiters.remove(at).aim {
                 return Some(Command::Answer(id));
             }
         }
         stop.then_some(Command::End)
+    }
+
+    /// Answers every probe asked for until now. One that is asked for during the look wants another: the look may have
+    /// been before what it is asked for.
+    fn check(&mut self, flush: bool) -> Command {
+        self.check_wanted = false;
+        Command::Check { flush }
     }
 
     fn batch_due(&self, now_ns: i64) -> bool {

@@ -260,3 +260,12 @@ fn a_probe_commits_first_and_then_checks() {
     assert_eq!(run.on(Event::Committed), Command::Check { flush: false });
     assert_eq!(run.on(Event::Checked(Verdict::Intact)), idle());
 }
+
+#[test]
+fn a_probe_asked_for_during_a_look_gets_a_look_of_its_own() {
+    let mut run = Run::idle();
+    assert_eq!(run.ask(Request::Probe), Command::Check { flush: false });
+    run.machine.request(Request::Probe);
+    assert_eq!(run.on(Event::Checked(Verdict::Intact)), Command::Check { flush: false });
+    assert_eq!(run.on(Event::Checked(Verdict::Intact)), idle());
+}
