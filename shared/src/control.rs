@@ -101,12 +101,6 @@ impl Connection {
             Err(e) => Err(broken(e)),
         }
     }
-
-    /// For a caller that waits on several things.
-    pub fn set_timeout(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.timeout = timeout;
-        self.reader.get_ref().set_read_timeout(timeout)
-    }
 }
 
 /// One request, one answer: the newest seq committed.

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-/// Journal rows above which the tracker collapses what laggards have not acked.
-pub const JOURNAL_ENTRIES_MAX: u64 = 500_000;
 /// Paths that the coalescing set remembers, per filesystem. Beyond it the set starts anew: only more rows.
 pub const COALESCE_PATHS_MAX: usize = 262_144;
 /// Rows a leg reads from the journal at once.
@@ -49,8 +47,6 @@ pub const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(6 * 3600);
 /// A deferred row that has failed for longer than this makes the run exit 3.
 pub const DEFERRED_TOLERATED: Duration = Duration::from_secs(3 * 24 * 3600);
-/// Deferred rows of one leg that a listing for people reads.
-pub const DEFERRED_ROWS_MAX: u64 = 100_000;
 /// History rows kept for people.
 pub const HISTORY_ROWS_MAX: u64 = 10_000;
 /// How long an intent without an answer may still come true at B2 after its request.

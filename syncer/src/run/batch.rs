@@ -1,7 +1,7 @@
 //! From looks to a plan: what is written to the catalog at once, what is sent, and what is owed. The only I/O is
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use shared::database::DatabaseError;
@@ -136,20 +136,14 @@ impl Planner<'_> {
     /// Adds what hangs together with the items: other catalogued names of a linked inode, and parents that the
     /// destination does not have yet.
     fn with_relatives(&self, mut items: Vec<Item>) -> Result<Vec<Item>, DatabaseError> {
-        let mut have: HashMap<(usize, Key), ()> = HashMap::new();
-        for item in &items {
-            if let Some(key) = key_of(item) {
-                have.insert(key, ());
-            }
-        }
+        let mut have: HashSet<(usize, Key)> = items.iter().filter_map(key_of).collect();
         let mut next = 0;
         while next < items.len() {
             for (work, key) in self.relatives(&items[next])? {
                 let Some(ground) = &self.grounds[work.root] else { continue };
-                if have.contains_key(&(work.root, key.clone())) {
+                if !have.insert((work.root, key)) {
                     continue;
                 }
-                have.insert((work.root, key), ());
                 items.extend(examine_path(ground, self.catalog, &work)?.items);
             }
             next += 1;
@@ -307,7 +301,7 @@ impl Planner<'_> {
     }
 }
 
-/// The operation that sets a directory's times after its content moved; `None` if it is not there any more.
+/// The operation that sets a directory's attributes after its content changed; `None` if it is not there any more.
 pub fn touch_op(
     ground: &Ground,
     catalog: &Catalog,

@@ -112,10 +112,6 @@ impl Tree {
         self.anchors.top.as_ref() == Some(handle)
     }
 
-    pub fn root_count(&self) -> usize {
-        self.anchors.roots.len()
-    }
-
     /// True if the directory and all above it are known.
     pub fn knows(&self, handle: &Handle) -> bool {
         self.index.get(handle).is_some_and(|&id| self.chain(id).is_some())
