@@ -1,108 +1,31 @@
 //! One filesystem's thread: carries out the machine's commands on its source and its own connection to the journal.
 
+mod handle;
+mod store;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shared::clock::{Clock, SystemClock};
 use shared::entry::Cause;
-use shared::journal::{Change, Coalesce, Commit, Journal, RootState};
+use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
-use shared::path;
-use shared::status::{FilesystemStatus, RootStatus};
 
 use super::heads::Heads;
 use super::{Report, report};
-use crate::batch::{self, Batch};
+use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
-use crate::intake::{EventSource, PlaceError, RootSeen, settled_by_gap};
+use crate::intake::{EventSource, PlaceError, RootSeen};
 use crate::roots::{Found, OwnDir, TrackedRoot};
 
-pub enum Message {
-    /// Answered with the head.
-    Flush(Sender<u64>),
-    Probe,
-    Stop,
-}
-
-/// What the status file says of one filesystem.
-#[derive(Debug, Clone, Default)]
-pub struct SlotStatus {
-    pub filesystem: FilesystemStatus,
-    pub roots: Vec<RootStatus>,
-}
-
-#[derive(Debug, Default)]
-pub struct SlotShared {
-    status: Mutex<SlotStatus>,
-    /// Counts the turns of the thread.
-    pub progress: AtomicU64,
-    /// The thread waits for a tracked disk.
-    pub resolving: AtomicBool,
-    /// A change of the status was reported and not yet written.
-    told: AtomicBool,
-}
-
-impl SlotShared {
-    fn lock(&self) -> MutexGuard<'_, SlotStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn status(&self) -> SlotStatus {
-        self.told.store(false, Ordering::Relaxed);
-        self.lock().clone()
-    }
-}
-
-/// The other threads' end of the inbox.
-#[derive(Clone)]
-pub struct Flusher {
-    inbox: Sender<Message>,
-    wake: Arc<OwnedFd>,
-}
-
-impl Flusher {
-    fn send(&self, message: Message) {
-        // A thread that ended hears nothing; who waits for its answer sees the channel closed.
-        if self.inbox.send(message).is_ok()
-            && let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes())
-        {
-            tracing::debug!("cannot wake a thread: {e}");
-        }
-    }
-
-    /// The receiver gets the head once everything before is committed, or is cut off.
-    pub fn flush(&self) -> Receiver<u64> {
-        let (answer, receiver) = bounded(1);
-        self.send(Message::Flush(answer));
-        receiver
-    }
-}
-
-/// A running thread.
-pub struct SlotHandle {
-    flusher: Flusher,
-    pub shared: Arc<SlotShared>,
-}
-
-impl SlotHandle {
-    pub fn probe(&self) {
-        self.flusher.send(Message::Probe);
-    }
-
-    pub fn stop(&self) {
-        self.flusher.send(Message::Stop);
-    }
-
-    pub fn flusher(&self) -> Flusher {
-        self.flusher.clone()
-    }
-}
+pub use handle::{Flusher, SlotHandle};
+use handle::{Message, SlotShared, SlotStatus, root_status};
 
 /// What a thread is made of.
 pub struct SlotParts {
@@ -306,54 +229,6 @@ impl Slot {
         out
     }
 
-    fn commit_gap(&mut self, cause: Cause) -> Event {
-        let doubts = match self.parts.journal.doubts(&self.parts.fs_key) {
-            Ok(doubts) => settled_by_gap(doubts),
-            Err(e) => {
-                self.note_error(&e.to_string());
-                return Event::NotCommitted;
-            }
-        };
-        let commit = Commit {
-            changes: self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect(),
-            doubts: Vec::new(),
-            settled: doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect(),
-        };
-        let stored = self.store(commit);
-        if !stored {
-            // It is made anew at the next try.
-            self.pending = None;
-            return Event::NotCommitted;
-        }
-        self.note(|s| s.filesystem.gaps += 1);
-        self.record_gaps(&[cause]);
-        self.watching = true;
-        let seen = look_at(&self.parts.roots);
-        self.store_states(&seen, true);
-        Event::Committed
-    }
-
-    /// What the journal and the status say of the roots. `ok` only once the gap is committed.
-    fn store_states(&mut self, seen: &[RootSeen], covered: bool) {
-        for RootSeen { root, state, why } in seen {
-            if self.states[*root] == Some(*state) || (*state == RootState::Ok && !covered) {
-                continue;
-            }
-            let id = self.parts.roots[*root].id;
-            match self.parts.journal.set_root_state(id, *state, why, self.clock.wall_ns()) {
-                Ok(_) => self.states[*root] = Some(*state),
-                Err(e) => self.note_error(&e.to_string()),
-            }
-            if *state != RootState::Ok {
-                tracing::error!("root {}: {state}: {why}", self.parts.roots[*root].name);
-            }
-            self.note(|s| {
-                s.roots[*root].state = state.to_string();
-                s.roots[*root].state_reason = why.clone();
-            });
-        }
-    }
-
     fn wait(&mut self, until_ns: Option<i64>, listen: bool) -> Event {
         let timeout = until_ns.map(|until| {
             let left = until.saturating_sub(self.clock.boot_ns()).max(0);
@@ -401,89 +276,6 @@ impl Slot {
             Err(e) => {
                 self.note_error(&format!("{READ_ERROR}: {e}"));
                 Event::ReadFailed
-            }
-        }
-    }
-
-    fn commit(&mut self, read: u64) -> Event {
-        if let Some(kept) = self.pending.take()
-            && self.committed(kept) == Event::NotCommitted
-        {
-            return Event::NotCommitted;
-        }
-        let now = self.clock.boot_ns();
-        let commit = self.on_disk(|slot| {
-            let source = slot.source.as_mut()?;
-            let mut batch = Batch::default();
-            source.translate(&mut batch, read, now);
-            let turn = source.doubt_turn(now);
-            let doubts = source.doubt_count() as u64;
-            if turn.gap {
-                batch.gap(&slot.parts.roots, Cause::Unresolved);
-            }
-            slot.count(&batch, doubts);
-            let gaps = std::mem::take(&mut batch.gaps);
-            Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
-        });
-        let Some((commit, gaps)) = commit else { return Event::Committed };
-        let event = self.committed(commit);
-        self.record_gaps(&gaps);
-        event
-    }
-
-    /// For people: the row itself may be covered by an older one that no leg has claimed yet.
-    fn record_gaps(&mut self, causes: &[Cause]) {
-        for cause in causes {
-            let text = format!("{}: {cause}", self.parts.name);
-            // Each start begins with one.
-            match cause {
-                Cause::Start | Cause::Boot => tracing::info!("gap: {text}"),
-                _ => tracing::warn!("gap: {text}"),
-            }
-            if let Err(e) = self.parts.journal.add_history(self.clock.wall_ns(), "gap", None, &text) {
-                self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
-            }
-        }
-    }
-
-    fn count(&self, batch: &Batch, doubts: u64) {
-        let mut status = self.shared.lock();
-        let fs = &mut status.filesystem;
-        fs.dropped += batch.dropped;
-        fs.overflows += batch.overflows;
-        fs.gaps += batch.gaps.len() as u64;
-        fs.doubts = doubts;
-        if let Some(error) = &batch.error {
-            fs.last_error.clone_from(error);
-        }
-    }
-
-    fn committed(&mut self, commit: Commit) -> Event {
-        if self.store(commit) { Event::Committed } else { Event::NotCommitted }
-    }
-
-    /// Commits, or keeps it for the next try.
-    fn store(&mut self, commit: Commit) -> bool {
-        if batch::is_empty(&commit) {
-            return true;
-        }
-        let at_ns = self.clock.wall_ns();
-        match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
-            Ok(done) => {
-                self.note(|s| {
-                    s.filesystem.entries += done.rows;
-                    s.filesystem.coalesced += done.coalesced;
-                    s.filesystem.commits += 1;
-                    s.filesystem.last_commit_ns = at_ns;
-                });
-                self.recovered(JOURNAL_ERROR);
-                self.parts.heads.publish(done.head);
-                true
-            }
-            Err(e) => {
-                self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
-                self.pending = Some(commit);
-                false
             }
         }
     }
@@ -536,7 +328,6 @@ impl Slot {
 /// How the errors begin that end when the same thing succeeds.
 const PLACE_ERROR: &str = "cannot be watched";
 const READ_ERROR: &str = "cannot read events";
-const JOURNAL_ERROR: &str = "the journal does not take entries";
 
 type Placed = (Box<dyn EventSource>, Vec<RootSeen>, String);
 
@@ -558,19 +349,6 @@ fn look_at(roots: &[TrackedRoot]) -> Vec<RootSeen> {
         Found::Not { state, why } => RootSeen { root, state, why },
     };
     roots.iter().enumerate().map(seen).collect()
-}
-
-fn root_status(root: &TrackedRoot) -> RootStatus {
-    use std::os::unix::ffi::OsStrExt as _;
-    RootStatus {
-        name: root.name.clone(),
-        path: path::escape(root.path.as_os_str().as_bytes()),
-        state: RootState::Missing.to_string(),
-        state_reason: "not looked at yet".to_owned(),
-        source: String::new(),
-        source_reason: String::new(),
-        blind_spots: Vec::new(),
-    }
 }
 
 #[cfg(test)]

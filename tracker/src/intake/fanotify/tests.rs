@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use shared::entry::Scope;
 
 use super::super::records::tests::{event, handle_bytes, info};
+use super::place::{marks, refused};
 use super::*;
+use crate::intake::{PlaceError, sys};
 use crate::roots::tests::root;
 
 const DFID_NAME: u8 = 2;

@@ -1,0 +1,173 @@
+//! Marking a filesystem and checking that the mark is still there.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use shared::entry::Handle;
+use shared::journal::RootState;
+use shared::limits;
+
+use super::Fanotify;
+use crate::intake::{Checked, PlaceError, RootSeen, sys};
+use crate::mounts::{self, Mount};
+use crate::resolve::doubts::Doubts;
+use crate::resolve::tree::Anchors;
+use crate::resolve::{OpenMount, Resolver};
+use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
+
+/// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
+const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
+    | libc::FAN_REPORT_DFID_NAME
+    | libc::FAN_REPORT_FID
+    | libc::FAN_REPORT_TARGET_FID
+    | libc::FAN_UNLIMITED_MARKS
+    | libc::FAN_CLOEXEC
+    | libc::FAN_NONBLOCK;
+
+/// No *_SELF: they only double events that name a parent, and on overlayfs a lookup of what is deleted makes one.
+const MARK_MASK: u64 = libc::FAN_CREATE
+    | libc::FAN_DELETE
+    | libc::FAN_MODIFY
+    | libc::FAN_CLOSE_WRITE
+    | libc::FAN_ATTRIB
+    | libc::FAN_RENAME
+    | libc::FAN_ONDIR;
+const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
+const QUEUE_MAX_DEFAULT: u64 = 16_384;
+
+impl Fanotify {
+    /// Marks the filesystem of the roots. Roots that are not there or not what they should be are left for later.
+    pub fn place(roots: &[TrackedRoot], own: &[OwnDir]) -> Result<(Fanotify, Vec<RootSeen>), PlaceError> {
+        let all = mounts::read().map_err(|source| PlaceError::Io { op: "read mountinfo", source })?;
+        let (open, seen) = open_roots(roots, &all);
+        let Some(first) = open.iter().flatten().next() else { return Err(PlaceError::Absent(seen)) };
+        let dev = superblock(first, &all);
+        let fs = first.identity.fs.clone();
+        let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
+        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&fs) },
+            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
+        })?;
+        mark(&group, mount.fd())?;
+        let top = mount.top().map_err(refused)?;
+        // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
+        sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
+        let anchors: Vec<Option<Handle>> =
+            open.iter().map(|o| o.as_ref().and_then(|o| o.handle.clone())).collect();
+        let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
+        let mut resolver = Resolver::default();
+        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
+        let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
+        let source = Fanotify {
+            group,
+            roots: roots.to_vec(),
+            dev,
+            fs,
+            anchors,
+            resolver,
+            doubts: Doubts::default(),
+            buffer: vec![0; limits::INTAKE_BATCH_BYTES],
+            filled: 0,
+            queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
+            last_error: None,
+        };
+        Ok((source, seen))
+    }
+
+    fn is_marked(&self) -> bool {
+        let path = format!("/proc/self/fdinfo/{}", self.group.as_raw_fd());
+        std::fs::read_to_string(path).is_ok_and(|text| marks(&text, self.dev))
+    }
+
+    /// Whether every root is still what it was and marked.
+    pub(super) fn look(&mut self) -> Checked {
+        let all = mounts::read().unwrap_or_default();
+        let (open, roots) = open_roots(&self.roots, &all);
+        let watched = |(root, open): (usize, &Option<OpenRoot>)| match open {
+            Some(open) => {
+                open.handle.is_some()
+                    && open.handle == self.anchors[root]
+                    && superblock(open, &all) == self.dev
+            }
+            None => true,
+        };
+        let intact = self.is_marked() && open.iter().enumerate().all(watched);
+        Checked { intact, roots }
+    }
+}
+
+/// Every root that is there and lies on the filesystem of the first one; and what was seen of each.
+fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
+    let mut dev = None;
+    let mut open = Vec::new();
+    let mut seen = Vec::new();
+    for (root, tracked) in roots.iter().enumerate() {
+        let (state, why, fd) = match tracked.look() {
+            Found::Ok(o) if *dev.get_or_insert(superblock(&o, all)) == superblock(&o, all) => {
+                (RootState::Ok, String::new(), Some(o))
+            }
+            Found::Ok(_) => {
+                let why = "it lies on another filesystem than before; restart the tracker".to_owned();
+                (RootState::Stacked, why, None)
+            }
+            Found::Not { state, why } => (state, why, None),
+        };
+        open.push(fd);
+        seen.push(RootSeen { root, state, why });
+    }
+    (open, seen)
+}
+
+/// The device number of the superblock that a root lies on, by its mount.
+pub fn superblock(root: &OpenRoot, all: &[Mount]) -> u64 {
+    mounts::superblock(all, root.attachment.mount_id).unwrap_or(root.attachment.dev)
+}
+
+fn mark(group: &OwnedFd, on: BorrowedFd<'_>) -> Result<(), PlaceError> {
+    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    let with_errors = MARK_MASK | libc::FAN_FS_ERROR;
+    sys::fanotify_mark(group.as_fd(), flags, with_errors, on)
+        .or_else(|_| sys::fanotify_mark(group.as_fd(), flags, MARK_MASK, on))
+        .map_err(refused)
+}
+
+fn partly_mounted(fs: &str) -> String {
+    if fs == "btrfs" {
+        "only subvolumes of this btrfs are mounted, and those cannot be marked (EXDEV)".to_owned()
+    } else {
+        "no mount shows the whole filesystem".to_owned()
+    }
+}
+
+/// What the kernel never does for this filesystem, user or version is a refusal. Whatever else fails may pass: to go
+/// on with inotify then would be for ever.
+pub(super) fn refused(e: io::Error) -> PlaceError {
+    let (name, why) = match Errno::from_io_error(&e) {
+        Some(Errno::PERM) => ("EPERM", "fanotify needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"),
+        Some(Errno::NODEV) => ("ENODEV", "this filesystem gives fanotify no identity, as FUSE does"),
+        Some(Errno::OPNOTSUPP) => {
+            ("EOPNOTSUPP", "this filesystem has no file handles for fanotify, as overlayfs by default")
+        }
+        Some(Errno::XDEV) => ("EXDEV", "a btrfs subvolume cannot be marked"),
+        Some(Errno::INVAL) => ("EINVAL", "this kernel is older than 5.17"),
+        Some(Errno::NOSYS) => ("ENOSYS", "this kernel has no fanotify"),
+        Some(Errno::MFILE) => {
+            return PlaceError::Io { op: "use fanotify, fs.fanotify.max_user_groups is used up", source: e };
+        }
+        _ => return PlaceError::Io { op: "use fanotify", source: e },
+    };
+    PlaceError::Refused { reason: format!("{why} ({name})") }
+}
+
+/// True if the fdinfo of a group shows a mark on the filesystem `dev` (proc_pid_fdinfo(5)).
+pub(super) fn marks(fdinfo: &str, dev: u64) -> bool {
+    // The kernel prints its own number, with 20 bits for the minor.
+    let sdev = (u64::from(rustix::fs::major(dev)) << 20) | u64::from(rustix::fs::minor(dev));
+    let text = format!("{sdev:x}");
+    fdinfo
+        .lines()
+        .filter(|line| line.starts_with("fanotify "))
+        .flat_map(str::split_whitespace)
+        .any(|field| field.strip_prefix("sdev:") == Some(text.as_str()))
+}

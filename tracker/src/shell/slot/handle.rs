@@ -1,0 +1,106 @@
+//! What the other threads hold of a filesystem's thread: its inbox, its status, its progress.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::journal::RootState;
+use shared::path;
+use shared::status::{FilesystemStatus, RootStatus};
+
+use crate::roots::TrackedRoot;
+
+pub enum Message {
+    /// Answered with the head.
+    Flush(Sender<u64>),
+    Probe,
+    Stop,
+}
+
+/// What the status file says of one filesystem.
+#[derive(Debug, Clone, Default)]
+pub struct SlotStatus {
+    pub filesystem: FilesystemStatus,
+    pub roots: Vec<RootStatus>,
+}
+
+#[derive(Debug, Default)]
+pub struct SlotShared {
+    status: Mutex<SlotStatus>,
+    /// Counts the turns of the thread.
+    pub progress: AtomicU64,
+    /// The thread waits for a tracked disk.
+    pub resolving: AtomicBool,
+    /// A change of the status was reported and not yet written.
+    pub(super) told: AtomicBool,
+}
+
+impl SlotShared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SlotStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn status(&self) -> SlotStatus {
+        self.told.store(false, Ordering::Relaxed);
+        self.lock().clone()
+    }
+}
+
+/// The other threads' end of the inbox.
+#[derive(Clone)]
+pub struct Flusher {
+    pub(super) inbox: Sender<Message>,
+    pub(super) wake: Arc<OwnedFd>,
+}
+
+impl Flusher {
+    pub(super) fn send(&self, message: Message) {
+        // A thread that ended hears nothing; who waits for its answer sees the channel closed.
+        if self.inbox.send(message).is_ok()
+            && let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes())
+        {
+            tracing::debug!("cannot wake a thread: {e}");
+        }
+    }
+
+    /// The receiver gets the head once everything before is committed, or is cut off.
+    pub fn flush(&self) -> Receiver<u64> {
+        let (answer, receiver) = bounded(1);
+        self.send(Message::Flush(answer));
+        receiver
+    }
+}
+
+/// A running thread.
+pub struct SlotHandle {
+    pub(super) flusher: Flusher,
+    pub shared: Arc<SlotShared>,
+}
+
+impl SlotHandle {
+    pub fn probe(&self) {
+        self.flusher.send(Message::Probe);
+    }
+
+    pub fn stop(&self) {
+        self.flusher.send(Message::Stop);
+    }
+
+    pub fn flusher(&self) -> Flusher {
+        self.flusher.clone()
+    }
+}
+
+pub(super) fn root_status(root: &TrackedRoot) -> RootStatus {
+    use std::os::unix::ffi::OsStrExt as _;
+    RootStatus {
+        name: root.name.clone(),
+        path: path::escape(root.path.as_os_str().as_bytes()),
+        state: RootState::Missing.to_string(),
+        state_reason: "not looked at yet".to_owned(),
+        source: String::new(),
+        source_reason: String::new(),
+        blind_spots: Vec::new(),
+    }
+}
