@@ -5,6 +5,7 @@ mod heads;
 mod server;
 mod slot;
 mod start;
+mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
