@@ -10,6 +10,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use shared::entry::{Cause, Handle};
 use shared::journal::IntakeMark;
+use shared::kill;
 
 use super::buffer::{Buffer, RootMark, Slot};
 use super::records::{Damaged, Record, Records};
@@ -123,6 +124,7 @@ impl EventSource for Fanotify {
         loop {
             let poisoned = buffer.translating(span.end - records.left());
             let Some(record) = records.next() else { break };
+            kill::point("translating");
             if poisoned {
                 tracing::error!("An event that killed the tracker again and again is skipped");
                 self.lose(Cause::Poison, batch);
