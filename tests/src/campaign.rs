@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -117,7 +119,11 @@ pub fn run(plan: Plan) -> Figures {
     let began = Instant::now();
     let mut campaign = Campaign::new(plan);
     campaign.first_start();
-    while campaign.figures.kills < campaign.plan.kills {
+    let stopped = Arc::new(AtomicBool::new(false));
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stopped)).unwrap();
+    }
+    while campaign.figures.kills < campaign.plan.kills && !stopped.load(Ordering::Relaxed) {
         campaign.cycle();
         if campaign.figures.kills.is_multiple_of(LOOK_INTERVAL) {
             campaign.look();

@@ -4,6 +4,7 @@
 pub mod b2_leg;
 pub mod campaign;
 pub mod compare;
+pub mod container;
 pub mod dir_leg;
 pub mod mount;
 pub mod played;

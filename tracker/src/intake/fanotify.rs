@@ -124,11 +124,13 @@ impl EventSource for Fanotify {
         loop {
             let poisoned = buffer.translating(span.end - records.left());
             let Some(record) = records.next() else { break };
-            kill::point("translating");
             if poisoned {
                 tracing::error!("An event that killed the tracker again and again is skipped");
                 self.lose(Cause::Poison, batch);
-            } else if self.record(record, batch, read) == Err(Lost::NoMount) {
+                continue;
+            }
+            kill::point("translating");
+            if self.record(record, batch, read) == Err(Lost::NoMount) {
                 // Nothing of this batch resolves, and the gap covers all of it.
                 break;
             }
