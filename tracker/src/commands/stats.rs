@@ -276,8 +276,11 @@ mod tests {
             pid,
             boot_id: boot_id.to_owned(),
             started_ns: 0,
+            started_boot_ns: 0,
             written_ns: 0,
             probed_boot_ns: 0,
+            rss_bytes: 0,
+            cpu_ns: 0,
             roots: Vec::new(),
             filesystems: Vec::new(),
         }
