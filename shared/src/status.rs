@@ -143,7 +143,7 @@ pub struct TopDir {
     pub root: String,
     #[serde(flatten)]
     pub path: RelPath,
-    /// So many at least.
+    /// About so many: of large batches only a sample is counted.
     pub changes: u64,
 }
 
@@ -152,7 +152,7 @@ pub struct TopProcess {
     pub pid: u32,
     /// Empty if it was gone before anybody asked.
     pub name: String,
-    /// So many at least.
+    /// About so many.
     pub events: u64,
 }
 

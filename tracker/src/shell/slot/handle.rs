@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::clock::{Clock as _, SystemClock};
 use shared::journal::RootState;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
 
+use crate::meter::Meter;
 use crate::roots::TrackedRoot;
+use crate::shell::process;
 
 pub enum Message {
     /// Answered with the head.
@@ -28,6 +31,7 @@ pub struct SlotStatus {
 #[derive(Debug, Default)]
 pub struct SlotShared {
     status: Mutex<SlotStatus>,
+    meter: Mutex<Meter>,
     /// Counts the turns of the thread.
     pub progress: AtomicU64,
     /// The thread waits for a tracked disk.
@@ -41,9 +45,19 @@ impl SlotShared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn status(&self) -> SlotStatus {
         self.told.store(false, Ordering::Relaxed);
-        self.lock().clone()
+        let mut seen = self.lock().clone();
+        let now = SystemClock.boot_ns();
+        let mut meter = self.meter();
+        seen.filesystem.commit_latency = meter.latency();
+        seen.filesystem.top_dirs = meter.top_dirs(now);
+        seen.filesystem.top_processes = meter.top_processes(now, process::name_of);
+        seen
     }
 }
 
