@@ -203,7 +203,12 @@ fn inotifywait(top: &Path, work: &Path) -> anyhow::Result<Listener> {
 /// It asks for opens and reads too, and cannot be told otherwise. It does not say when it listens: its mark does.
 fn fatrace(top: &Path, work: &Path) -> anyhow::Result<Listener> {
     let log = work.join("log");
-    let child = Command::new("fatrace").arg("-c").current_dir(top).stdout(File::create(&log)?).spawn()?;
+    let child = Command::new("fatrace")
+        .arg("-c")
+        .current_dir(top)
+        .stdout(File::create(&log)?)
+        .stderr(Stdio::null())
+        .spawn()?;
     let marked = || {
         let fds = fs::read_dir(format!("/proc/{}/fdinfo", child.id())).ok()?;
         fds.filter_map(|fd| fs::read_to_string(fd.ok()?.path()).ok()).find(|t| t.contains("sdev:"))
