@@ -5,6 +5,7 @@ mod news;
 mod server;
 mod slot;
 mod start;
+mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
