@@ -156,6 +156,10 @@ impl EventSource for Fanotify {
         self.doubts.len()
     }
 
+    fn cached_dirs(&self) -> usize {
+        self.resolver.tree.dir_count()
+    }
+
     fn doubt_turn(&mut self, now_ns: i64) -> Turn {
         self.doubts.turn(now_ns)
     }

@@ -111,6 +111,9 @@ pub trait EventSource: Send {
         0
     }
 
+    /// Directories whose place it remembers.
+    fn cached_dirs(&self) -> usize;
+
     /// What the doubts add to a commit.
     fn doubt_turn(&mut self, _now_ns: i64) -> Turn {
         Turn::default()

@@ -27,6 +27,8 @@ pub struct Named<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record<'a> {
     pub mask: u64,
+    /// Who made the event; 0 if that process is not seen from here.
+    pub pid: u32,
     pub at: Option<Named<'a>>,
     pub from: Option<Named<'a>>,
     pub to: Option<Named<'a>>,
@@ -139,7 +141,8 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         return Err(Damaged("its head has an unknown length"));
     }
     let mask = u64_at(event, 8).ok_or(Damaged("it has no mask"))?;
-    let mut record = Record { mask, ..Record::default() };
+    let pid = u32_at(event, 20).unwrap_or(0);
+    let mut record = Record { mask, pid, ..Record::default() };
     if record.is_overflow() {
         return Ok(record);
     }
@@ -284,7 +287,7 @@ pub mod tests {
     fn a_creation_names_its_directory_its_name_and_its_target() {
         let buffer = create();
         let record = all(&buffer)[0].unwrap();
-        assert_eq!(record.mask, libc::FAN_CREATE);
+        assert_eq!((record.mask, record.pid), (libc::FAN_CREATE, 17));
         assert_eq!(record.at.unwrap().name, b"file");
         assert_eq!(record.at.unwrap().dir, HandleRef { kind: 1, bytes: b"dirhandl" });
         assert_eq!(record.target.unwrap().bytes, b"filehand");

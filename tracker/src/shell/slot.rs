@@ -1,6 +1,7 @@
 //! One filesystem's thread: carries out the machine's commands on its source and its own connection to the journal.
 
 mod adopt;
+mod count;
 mod handle;
 mod store;
 
@@ -24,6 +25,7 @@ use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
 use crate::intake::{EventSource, Kind, PlaceError, RootSeen};
+use crate::meter::Meter;
 use crate::roots::{Found, OwnDir, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
@@ -77,6 +79,7 @@ pub fn spawn(parts: SlotParts) -> std::io::Result<SlotHandle> {
     let shared = Arc::new(SlotShared::default());
     shared.lock().roots = parts.roots.iter().map(root_status).collect();
     shared.lock().filesystem.name = parts.name.clone();
+    *shared.meter() = Meter::new(parts.roots.iter().map(|r| (r.id, r.name.clone())));
     let slot = Slot::new(parts, Arc::clone(&shared), inbox, Arc::clone(&wake));
     let run = move || {
         let mut end = End { reports: slot.parts.reports.clone(), clean: false };
@@ -165,7 +168,7 @@ impl Slot {
                 Event::Done
             }
             Command::Read => self.read(),
-            Command::CountQueued => Event::Queued(self.source.as_ref().map_or(0, |s| s.queued())),
+            Command::CountQueued => Event::Queued(self.count_queued()),
             Command::Commit => self.commit(read),
             Command::Check { flush } => self.check(flush),
             Command::Answer(id) => self.answer(id),
@@ -295,9 +298,7 @@ impl Slot {
                 if taken.drained {
                     source.drained(now);
                 }
-                let mut status = self.shared.lock();
-                status.filesystem.events_read += taken.events;
-                status.filesystem.bytes_read += taken.bytes as u64;
+                self.count_read(&taken, now);
                 Event::Read { events: taken.events, bytes: taken.bytes, drained: taken.drained }
             }
             Ok(None) => {
@@ -312,6 +313,9 @@ impl Slot {
     }
 
     fn check(&mut self, flush: bool) -> Event {
+        if !flush {
+            self.count_queued();
+        }
         let (intact, seen) = self.on_disk(|slot| match &mut slot.source {
             Some(source) => {
                 let checked = source.check();

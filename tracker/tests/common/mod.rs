@@ -35,6 +35,8 @@ pub struct World {
     pub deaf: bool,
     /// A shell script that ends with `exec "$@"`, in a user namespace of its own.
     pub namespace: Option<&'static str>,
+    /// It sees mounts of its own, and not those that others make meanwhile.
+    pub own_mounts: bool,
     running: Option<Running>,
 }
 
@@ -56,6 +58,7 @@ impl World {
             env: Vec::new(),
             deaf: false,
             namespace: None,
+            own_mounts: false,
             running: None,
             dir,
         };
@@ -165,6 +168,11 @@ impl World {
                 .args(["--user", "--map-root-user", "sh", "-c", script, "sh"])
                 .arg(&self.program)
                 .arg("run");
+            command.env("LONGSHORE_CONFIG", &self.config);
+        }
+        if self.own_mounts {
+            command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private"]).arg(&self.program).arg("run");
             command.env("LONGSHORE_CONFIG", &self.config);
         }
         command.envs(self.env.iter().copied());

@@ -86,7 +86,7 @@ impl Slot {
             if turn.gap {
                 batch.gap(&slot.parts.roots, Cause::Unresolved);
             }
-            slot.count(&batch, doubts);
+            slot.count_batch(&batch, doubts, now);
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
@@ -111,18 +111,6 @@ impl Slot {
         }
     }
 
-    pub(super) fn count(&self, batch: &Batch, doubts: u64) {
-        let mut status = self.shared.lock();
-        let fs = &mut status.filesystem;
-        fs.dropped += batch.dropped;
-        fs.overflows += batch.overflows;
-        fs.gaps += batch.gaps.len() as u64;
-        fs.doubts = doubts;
-        if let Some(error) = &batch.error {
-            fs.last_error.clone_from(error);
-        }
-    }
-
     pub(super) fn committed(&mut self, commit: Commit) -> Event {
         match self.store(commit) {
             true if self.more_to_translate => Event::CommittedPart,
@@ -144,15 +132,11 @@ impl Slot {
         }
         commit.intake = self.source.as_ref().and_then(|source| source.mark(&self.parts.fs_key));
         let at_ns = self.clock.wall_ns();
+        let begun = self.clock.boot_ns();
         match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
             Ok(done) => {
                 self.finish(true);
-                self.note(|s| {
-                    s.filesystem.entries += done.rows;
-                    s.filesystem.coalesced += done.coalesced;
-                    s.filesystem.commits += 1;
-                    s.filesystem.last_commit_ns = at_ns;
-                });
+                self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
                 self.recovered(JOURNAL_ERROR);
                 self.parts.heads.publish(done.head);
                 true
