@@ -21,11 +21,11 @@ use crate::entry::{Cause, Handle, Mask, Scope};
 use crate::limits;
 use crate::path::RelPath;
 
-pub use append::{Appended, Change, Commit, Doubt};
+pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
 pub use coalesce::{Coalesce, key, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
-pub use root::{RootRow, RootState};
+pub use root::{RootRow, RootState, Session};
 pub use waiting::{Waiting, WaitingSum};
 
 /// Number of a root in this journal.

@@ -258,3 +258,28 @@ fn every_kind_of_name_survives_the_journal() {
         assert!(read.iter().any(|p| p.as_bytes() == name));
     }
 }
+
+#[test]
+fn a_batch_and_its_mark_are_taken_together_and_the_newest_mark_of_a_filesystem_stays() {
+    let World { _dir, mut journal, .. } = world();
+    let mark = |epoch| IntakeMark { fs: "ext4 x".into(), buffer_id: [epoch as u8; 16], epoch };
+    assert_eq!(journal.intake("ext4 x").unwrap(), None);
+    for epoch in 1..4 {
+        let commit = Commit { intake: Some(mark(epoch)), ..Commit::default() };
+        journal.append(&mut Coalesce::default(), &commit, 0).unwrap();
+        assert_eq!(journal.intake("ext4 x").unwrap(), Some(mark(epoch)));
+    }
+    assert_eq!(journal.intake("ext4 y").unwrap(), None);
+}
+
+#[test]
+fn a_session_knows_how_the_one_before_ended() {
+    let World { _dir, mut journal, .. } = world();
+    let (first, before) = journal.begin_session("boot a", "1", 0).unwrap();
+    assert_eq!(before, None);
+    let (_, before) = journal.begin_session("boot a", "1", 0).unwrap();
+    assert_eq!(before, Some(Session { boot_id: "boot a".into(), ended: false }));
+    journal.end_session(first + 1, 1).unwrap();
+    let (_, before) = journal.begin_session("boot b", "1", 0).unwrap();
+    assert_eq!(before, Some(Session { boot_id: "boot a".into(), ended: true }));
+}

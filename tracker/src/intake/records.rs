@@ -71,6 +71,11 @@ impl<'a> Records<'a> {
     pub fn new(buffer: &'a [u8]) -> Records<'a> {
         Records { rest: buffer }
     }
+
+    /// Bytes that are still to be walked.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -106,6 +111,18 @@ pub fn count(buffer: &[u8]) -> u64 {
         events += 1;
     }
     events
+}
+
+/// The length of the whole events that fit in `limit` bytes, of the first one at least; all of what no length leads on
+/// from.
+pub fn prefix(buffer: &[u8], limit: usize) -> usize {
+    let mut end = 0;
+    while let Ok((event, _)) = split_event(&buffer[end..])
+        && (end == 0 || end + event.len() <= limit)
+    {
+        end += event.len();
+    }
+    if end == 0 { buffer.len() } else { end }
 }
 
 fn split_event(buffer: &[u8]) -> Result<(&[u8], &[u8]), Damaged> {
@@ -347,6 +364,20 @@ pub mod tests {
         let buffer = [create(), create(), event(libc::FAN_Q_OVERFLOW, &[])].concat();
         assert_eq!(count(&buffer), 3);
         assert_eq!(count(&buffer[..buffer.len() - 1]), 2);
+    }
+
+    #[test]
+    fn a_prefix_is_of_whole_events_and_never_empty() {
+        let one = create().len();
+        let buffer = [create(), create(), create()].concat();
+        for (limit, expected) in
+            [(0, one), (one, one), (2 * one - 1, one), (2 * one, 2 * one), (9 * one, 3 * one)]
+        {
+            assert_eq!(prefix(&buffer, limit), expected, "{limit}");
+        }
+        let broken = [create(), vec![0; 8]].concat();
+        assert_eq!(prefix(&broken, one), one);
+        assert_eq!(prefix(&broken[one..], one), 8, "what is broken is left to the walk");
     }
 
     proptest! {

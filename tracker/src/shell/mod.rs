@@ -1,11 +1,12 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
-mod heads;
+mod news;
 mod process;
 mod server;
 mod slot;
 mod start;
+mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
