@@ -1,6 +1,7 @@
 //! The fanotify source: one group and one filesystem mark for all roots of a filesystem.
 
 mod event;
+mod links;
 mod place;
 
 use std::io;
@@ -16,6 +17,7 @@ use crate::batch::Batch;
 use crate::resolve::Resolver;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::roots::TrackedRoot;
+use links::Links;
 
 pub use place::superblock;
 
@@ -33,6 +35,7 @@ pub struct Fanotify {
     anchors: Vec<Option<Handle>>,
     resolver: Resolver,
     doubts: Doubts,
+    links: Links,
     buffer: Vec<u8>,
     filled: usize,
     queue_max: u64,
@@ -44,6 +47,7 @@ impl Fanotify {
     fn forget(&mut self) {
         self.resolver.tree.clear();
         self.doubts.forget();
+        self.links = Links::default();
     }
 }
 
@@ -103,6 +107,7 @@ impl EventSource for Fanotify {
         self.buffer = buffer;
         self.filled = 0;
         self.resolver.release();
+        self.links.end_batch();
         self.doubts.passed(read, self.queue_max, now_ns);
     }
 

@@ -4,10 +4,23 @@
 use shared::entry::Handle;
 
 /// A file handle inside the buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandleRef<'a> {
     pub kind: i32,
     pub bytes: &'a [u8],
+}
+
+impl<'a> From<&'a Handle> for HandleRef<'a> {
+    fn from(handle: &'a Handle) -> HandleRef<'a> {
+        HandleRef { kind: handle.kind, bytes: &handle.bytes }
+    }
+}
+
+/// So that a table of handles can be asked without copying one: both hash alike.
+impl hashbrown::Equivalent<Handle> for HandleRef<'_> {
+    fn equivalent(&self, handle: &Handle) -> bool {
+        *self == HandleRef::from(handle)
+    }
 }
 
 impl HandleRef<'_> {

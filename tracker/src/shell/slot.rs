@@ -22,6 +22,7 @@ use crate::daemon::{Command, Event, Machine, Request, Verdict};
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::{EventSource, PlaceError, RootSeen};
+use crate::linked::Linked;
 use crate::roots::{Found, OwnDir, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
@@ -47,6 +48,7 @@ struct Slot {
     parts: SlotParts,
     source: Option<Box<dyn EventSource>>,
     remembered: Coalesce,
+    linked: Linked,
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
@@ -97,6 +99,7 @@ impl Slot {
             parts,
             source: None,
             remembered: Coalesce::default(),
+            linked: Linked::default(),
             pending: None,
             clock: SystemClock,
             shared,

@@ -9,6 +9,7 @@ use shared::journal::RootState;
 use shared::limits;
 
 use super::Fanotify;
+use super::links::Links;
 use crate::intake::{Checked, PlaceError, RootSeen, sys};
 use crate::mounts::{self, Mount};
 use crate::resolve::doubts::Doubts;
@@ -67,6 +68,7 @@ impl Fanotify {
             anchors,
             resolver,
             doubts: Doubts::default(),
+            links: Links::default(),
             buffer: vec![0; limits::INTAKE_BATCH_BYTES],
             filled: 0,
             queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
