@@ -152,6 +152,11 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         parse_info(info, &mut record)?;
         rest = after;
     }
+    // Something changed, and only what is not known here says what.
+    let names = [record.at, record.from, record.to];
+    if record.error.is_none() && record.target.is_none() && names.iter().all(Option::is_none) {
+        return Err(Damaged("it names nothing that is known"));
+    }
     Ok(record)
 }
 
@@ -349,6 +354,8 @@ pub mod tests {
             assert!(all(&records)[0].is_err(), "{what}");
         }
         assert!(all(&event(libc::FAN_MODIFY, &[]))[0].is_err(), "an event that names nothing");
+        let unknown = event(libc::FAN_MODIFY, &[info(99, b"whatever")]);
+        assert!(all(&unknown)[0].is_err(), "an event whose names are not understood");
         assert!(all(&event(libc::FAN_MODIFY, &[named(INFO_DFID_NAME, b"d", b"")]))[0].is_err());
     }
 

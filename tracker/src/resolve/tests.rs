@@ -112,6 +112,46 @@ fn a_directory_deleted_during_the_climb_has_no_place() {
 }
 
 #[test]
+fn a_deleted_directory_is_not_taken_for_one_that_is_named_like_it() {
+    let Some(world) = World::new(&["x/y", "x (deleted)/y"]) else { return };
+    let (x, y) = (world.handle("x"), world.handle("x/y"));
+    let mut climb = Climb::start(&world.mount, &y).unwrap();
+    let _held = std::fs::File::open(world.root.join("x")).unwrap();
+    std::fs::remove_dir_all(world.root.join("x")).unwrap();
+    assert_eq!(
+        climb.step(),
+        Err(Lost::Stale),
+        "x is still there for who holds it open, and says it is deleted"
+    );
+    drop(climb);
+    let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
+    for gone in [&x, &y] {
+        assert_eq!(resolver.place(gone.into()).unwrap_err(), Lost::Gone);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_is_not_taken_for_one_that_is_named_like_it() {
+    let Some(world) = World::new(&["d"]) else { return };
+    let [f, other, alike] = ["d/f", "d/other", "d/f (deleted)"].map(|name| world.root.join(name));
+    for file in [&f, &alike] {
+        std::fs::write(file, "").unwrap();
+    }
+    let gone = handle(&f);
+    let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
+    let held = std::fs::File::open(&f).unwrap();
+    std::fs::hard_link(&f, &other).unwrap();
+    std::fs::remove_file(&f).unwrap();
+    let found = resolver.name_of((&gone).into()).unwrap();
+    let by_other = NameOf::Known { dir: world.handle("d"), name: b"other".to_vec(), only: true };
+    assert!(found == by_other || found == NameOf::Unknown, "{found:?}");
+    std::fs::remove_file(&other).unwrap();
+    assert_eq!(resolver.name_of((&gone).into()).unwrap(), NameOf::None);
+    drop(held);
+    assert_eq!(resolver.name_of((&gone).into()).unwrap(), NameOf::Stale);
+}
+
+#[test]
 fn a_name_that_looks_deleted_is_a_name() {
     let Some(world) = World::new(&["x (deleted)/y"]) else { return };
     let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
