@@ -159,6 +159,10 @@ impl Tree {
         }
     }
 
+    pub fn dir_count(&self) -> usize {
+        self.index.len()
+    }
+
     /// Of what it holds, with what the allocator adds.
     pub fn bytes(&self) -> usize {
         self.nodes.capacity() * size_of::<Node>()

@@ -29,6 +29,7 @@ impl Fanotify {
             return Ok(());
         }
         let mask = entry::mask_of(record.mask);
+        batch.kinds.count(mask);
         let target = record.target;
         let scope = entry::scope_of(mask, entry::is_subvolume(&self.fs, target));
         let what = What { target, mask, scope, read };
@@ -49,7 +50,11 @@ impl Fanotify {
         if let (true, Some(target)) = (is_dir, target) {
             self.follow_directory(record, mask, target);
         }
-        batch.dropped += u64::from(!made);
+        if made {
+            batch.written_by(record.pid);
+        } else {
+            batch.dropped += 1;
+        }
         Ok(())
     }
 
