@@ -2,6 +2,7 @@
 
 mod adopt;
 mod event;
+mod links;
 mod place;
 
 use std::io;
@@ -18,6 +19,7 @@ use crate::batch::Batch;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::resolve::{Lost, Resolver};
 use crate::roots::TrackedRoot;
+use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
 pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
@@ -36,6 +38,7 @@ pub struct Fanotify {
     anchors: Vec<Option<Handle>>,
     resolver: Resolver,
     doubts: Doubts,
+    links: Links,
     /// Taken out only while its content is translated, and at the end.
     buffer: Option<Buffer>,
     /// What the buffer says of the roots once they are complete.
@@ -49,6 +52,7 @@ impl Fanotify {
     fn forget(&mut self) {
         self.resolver.tree.clear();
         self.doubts.forget();
+        self.links = Links::default();
     }
 }
 
@@ -137,6 +141,7 @@ impl EventSource for Fanotify {
         }
         self.buffer = Some(buffer);
         self.resolver.release();
+        self.links.end_batch();
         self.doubts.passed(read, self.queue_max, now_ns);
     }
 

@@ -16,7 +16,6 @@ use shared::path::RelPath;
 use super::watches::Watches;
 use super::{Checked, EventSource, Kind, PlaceError, RootSeen, Taken};
 use crate::batch::Batch;
-use crate::event_to_entry as entry;
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 const READ_BYTES: usize = 64 * 1024;
@@ -225,7 +224,9 @@ impl Inotify {
         let whole = is_dir && mask.intersects(Mask::CREATE | Mask::DELETE | Mask::RENAME);
         let scope = if whole { Scope::Subtree } else { Scope::SelfOnly };
         let before = batch.len();
-        entry::changes(&self.roots, &spots, name, mask, scope).for_each(|change| batch.push(change));
+        for spot in &spots {
+            batch.push_name(&self.roots[spot.root], &spot.path, name, mask, scope);
+        }
         batch.dropped += u64::from(batch.len() == before && spots.is_empty());
     }
 

@@ -4,11 +4,14 @@
 //! is lost as long as the deletion (or rename) of that directory is read too, because that entry covers it. What
 //! the stream does not tell in time becomes a gap.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
+use hashbrown::HashMap;
 use shared::entry::Handle;
 use shared::limits;
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::intake::records::HandleRef;
 
 /// How long after the last event that may tell, a doubt waits for its answer.
 const GRACE_NS: i64 = 1_000_000_000;
@@ -49,7 +52,7 @@ pub struct Turn {
 
 #[derive(Debug, Default)]
 pub struct Doubts {
-    open: BTreeMap<Handle, Open>,
+    open: HashMap<Handle, Open>,
     settled: Vec<Handle>,
     gone: HashSet<u64>,
     gone_before: HashSet<u64>,
@@ -68,16 +71,23 @@ impl Doubts {
         true
     }
 
+    /// True if the directory is in doubt already: the kernel need not be asked again for each of its events.
+    pub fn holds(&self, dir: HandleRef<'_>) -> bool {
+        !self.open.is_empty() && self.open.contains_key(&dir)
+    }
+
     /// The stream told of its rename, or of one that replaced it: an entry covers all that was before.
-    pub fn settle(&mut self, handle: &Handle) {
-        if self.open.remove(handle).is_some_and(|d| d.stored) {
-            self.settled.push(handle.clone());
+    pub fn settle(&mut self, dir: HandleRef<'_>) {
+        if let Some((handle, doubt)) = self.open.remove_entry(&dir)
+            && doubt.stored
+        {
+            self.settled.push(handle);
         }
     }
 
     /// The stream told of its deletion: an entry covers all that was before, and there is no after.
     pub fn bury(&mut self, handle: Handle) {
-        self.settle(&handle);
+        self.settle((&handle).into());
         if self.gone.len() >= GONE_MAX {
             self.gone_before = std::mem::take(&mut self.gone);
         }
@@ -182,7 +192,7 @@ mod tests {
         doubts.raise(h(1), 5);
         assert_eq!(doubts.turn(0).raised, [(h(1), 5)]);
         assert_eq!(doubts.turn(0).raised, [], "stored once");
-        doubts.settle(&h(1));
+        doubts.settle((&h(1)).into());
         assert_eq!(doubts.turn(0), Turn { settled: vec![h(1)], ..Turn::default() });
     }
 

@@ -7,11 +7,13 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use shared::entry::Handle;
 
+use crate::intake::records::HandleRef;
 use crate::intake::sys;
 use crate::mounts;
 use crate::roots;
@@ -104,17 +106,15 @@ impl Resolver {
         self.mount.as_ref().ok_or(Lost::NoMount)
     }
 
-    pub fn place(&mut self, dir: &Handle) -> Result<Place, Lost> {
-        let known = self.tree.locate(dir);
-        if known != Place::Unknown {
-            return Ok(known);
+    pub fn place(&mut self, dir: HandleRef<'_>) -> Result<Arc<Place>, Lost> {
+        if let Some(place) = self.tree.locate(dir) {
+            return Ok(place);
         }
-        // Twice: a full cache is emptied, and what the first answer was to be joined to with it.
+        // Twice: a full cache forgets, and what the first answer was to be joined to with it.
         for _ in 0..2 {
-            self.learn(dir)?;
-            let known = self.tree.locate(dir);
-            if known != Place::Unknown {
-                return Ok(known);
+            self.learn(&dir.to_handle())?;
+            if let Some(place) = self.tree.locate(dir) {
+                return Ok(place);
             }
         }
         Err(Lost::Stale)
@@ -128,7 +128,7 @@ impl Resolver {
         let Resolver { tree, mount: Some(mount), .. } = self else { return Err(Lost::NoMount) };
         let mut climb = Climb::start(mount, dir)?;
         let mut links = Vec::new();
-        while !tree.is_top(&climb.handle) && !tree.knows(&climb.handle) {
+        while !tree.is_top((&climb.handle).into()) && !tree.knows((&climb.handle).into()) {
             links.push(climb.step()?);
         }
         for link in links.into_iter().rev() {
@@ -139,33 +139,43 @@ impl Resolver {
         Ok(())
     }
 
-    /// The directory and name that a file has now, by its own handle.
-    pub fn name_of(&mut self, target: &Handle) -> Result<NameOf, Lost> {
+    /// The directory and a name that a file has now, by its own handle.
+    pub fn name_of(&mut self, target: HandleRef<'_>) -> Result<NameOf, Lost> {
         let mount = self.mount()?;
-        let fd = match sys::open_by_handle(mount.fd(), target, libc::O_PATH) {
+        let target = target.to_handle();
+        let fd = match sys::open_by_handle(mount.fd(), &target, libc::O_PATH) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(NameOf::Stale),
             Err(_) => return Ok(NameOf::Unknown),
         };
-        if rustix::fs::fstat(&fd).is_ok_and(|s| s.st_nlink == 0) {
+        let links = rustix::fs::fstat(&fd).map_or(u64::MAX, |s| s.st_nlink);
+        if links == 0 {
             return Ok(NameOf::None);
         }
-        let path = mount.path_of(fd.as_fd()).filter(|p| mount.leads_to(p, target));
+        let path = mount.path_of(fd.as_fd()).filter(|p| mount.leads_to(p, &target));
         let Some(mut path) = path else { return Ok(NameOf::Unknown) };
         let Some(name) = cut_name(&mut path) else { return Ok(NameOf::Unknown) };
         let dir = if path.is_empty() { b".".to_vec() } else { path };
         let dir = CString::new(dir).ok().and_then(|d| sys::name_to_handle(mount.fd(), &d).ok());
-        Ok(dir.map_or(NameOf::Unknown, |dir| NameOf::Known { dir, name }))
+        Ok(dir.map_or(NameOf::Unknown, |dir| NameOf::Known { dir, name, only: links == 1 }))
+    }
+
+    /// True unless it is certain that a file has no more than one name.
+    pub fn may_have_names(&mut self, target: HandleRef<'_>) -> Result<bool, Lost> {
+        let mount = self.mount()?;
+        Ok(match sys::open_by_handle(mount.fd(), &target.to_handle(), libc::O_PATH) {
+            Ok(fd) => rustix::fs::fstat(&fd).map_or(true, |s| s.st_nlink > 1),
+            Err(e) => e.raw_os_error() != Some(libc::ESTALE),
+        })
     }
 
     /// True if the directory has this name and it is this object.
-    pub fn has(&mut self, dir: &Handle, name: &[u8], target: &Handle) -> bool {
+    pub fn has(&mut self, dir: HandleRef<'_>, name: &[u8], target: HandleRef<'_>) -> bool {
         let Ok(mount) = self.mount() else { return false };
-        let Ok(fd) = sys::open_by_handle(mount.fd(), dir, libc::O_PATH | libc::O_DIRECTORY) else {
-            return false;
-        };
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let Ok(fd) = sys::open_by_handle(mount.fd(), &dir.to_handle(), flags) else { return false };
         let Ok(name) = CString::new(name) else { return false };
-        sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| &found == target)
+        sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| HandleRef::from(&found) == target)
     }
 }
 
@@ -247,6 +257,8 @@ pub enum NameOf {
     Known {
         dir: Handle,
         name: Vec<u8>,
+        /// It has no other.
+        only: bool,
     },
     /// It has no name at all: never had one, or lost the last.
     None,

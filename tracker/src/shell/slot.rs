@@ -25,6 +25,7 @@ use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
 use crate::intake::{EventSource, Kind, PlaceError, RootSeen};
+use crate::linked::Linked;
 use crate::meter::Meter;
 use crate::roots::{Found, OwnDir, TrackedRoot};
 
@@ -54,6 +55,7 @@ struct Slot {
     parts: SlotParts,
     source: Option<Box<dyn EventSource>>,
     remembered: Coalesce,
+    linked: Linked,
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
@@ -111,6 +113,7 @@ impl Slot {
             parts,
             source: None,
             remembered: Coalesce::default(),
+            linked: Linked::default(),
             pending: None,
             clock: SystemClock,
             shared,

@@ -345,9 +345,13 @@ impl Mounted {
     }
 
     pub fn image_with(fs: &str, options: &str) -> Mounted {
+        Mounted::image_of(fs, options, if fs == "ext4" { 64 << 20 } else { 400 << 20 })
+    }
+
+    /// With room for so many bytes.
+    pub fn image_of(fs: &str, options: &str, size: u64) -> Mounted {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        let size = if fs == "ext4" { 64 << 20 } else { 400 << 20 };
         std::fs::File::create(&image).unwrap().set_len(size).unwrap();
         let quiet = if fs == "ext4" { "-F" } else { "-f" };
         must(Command::new(format!("mkfs.{fs}")).arg("-q").arg(quiet).arg(&image));
@@ -386,6 +390,11 @@ impl Mounted {
         self.options = options.to_owned();
         self.mount();
         self
+    }
+
+    /// The image file behind it.
+    pub fn image_file(&self) -> &Path {
+        self.image.as_deref().unwrap()
     }
 
     pub fn umount(&self) {

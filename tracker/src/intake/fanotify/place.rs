@@ -9,6 +9,7 @@ use shared::journal::RootState;
 
 use super::Fanotify;
 use super::adopt::root_marks;
+use super::links::Links;
 use crate::intake::buffer::Buffer;
 use crate::intake::keep::Keep;
 use crate::intake::{Checked, PlaceError, RootSeen, sys};
@@ -134,6 +135,7 @@ impl Roots {
             anchors,
             resolver,
             doubts: Doubts::default(),
+            links: Links::default(),
             buffer: Some(buffer),
             queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
             last_error: None,
