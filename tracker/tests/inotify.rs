@@ -14,7 +14,7 @@ fn a_directory_that_came_when_no_descriptor_was_left_is_watched_later() {
     }
     let (mut world, root) = World::with_root();
     // In a user namespace fanotify is refused, and yet the tracker is this user's.
-    world.namespace = Some("exec \"$@\"");
+    world.unshared(&["--user", "--map-root-user"], "");
     world.start();
     assert_eq!(world.stats()["status"]["roots"][0]["source"], "inotify");
     world.claim();

@@ -113,6 +113,11 @@ impl Fanotify {
     fn follow_directory(&mut self, record: &Record<'_>, mask: Mask, target: Handle) {
         if mask.contains(Mask::DELETE) {
             self.resolver.tree.remove(&target);
+            // A subvolume goes with all that is in it, of which nothing else is told.
+            if entry::is_subvolume(&self.fs, Some(&target)) {
+                let gone = entry::subvolume_of(&target);
+                self.doubts.settle_all(|handle| entry::subvolume_of(handle) == gone);
+            }
             self.doubts.bury(target);
         } else if record.to.is_some() {
             self.resolver.tree.detach(&target);

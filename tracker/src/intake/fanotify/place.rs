@@ -13,7 +13,7 @@ use crate::intake::{Checked, PlaceError, RootSeen, sys};
 use crate::mounts::{self, Mount};
 use crate::resolve::doubts::Doubts;
 use crate::resolve::tree::Anchors;
-use crate::resolve::{OpenMount, Resolver};
+use crate::resolve::{MountError, OpenMount, Resolver};
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 /// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
@@ -45,10 +45,7 @@ impl Fanotify {
         let dev = superblock(first, &all);
         let fs = first.identity.fs.clone();
         let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
-        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&fs) },
-            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
-        })?;
+        let mount = OpenMount::open(dev).map_err(no_mount)?;
         mark(&group, mount.fd())?;
         let top = mount.top().map_err(refused)?;
         // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
@@ -57,7 +54,7 @@ impl Fanotify {
             open.iter().map(|o| o.as_ref().and_then(|o| o.handle.clone())).collect();
         let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
         let mut resolver = Resolver::default();
-        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
+        resolver.reset(mount.dev(), Anchors { top: Some(top), roots: anchors.clone(), own });
         let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
         let source = Fanotify {
             group,
@@ -132,11 +129,13 @@ fn mark(group: &OwnedFd, on: BorrowedFd<'_>) -> Result<(), PlaceError> {
         .map_err(refused)
 }
 
-fn partly_mounted(fs: &str) -> String {
-    if fs == "btrfs" {
-        "only subvolumes of this btrfs are mounted, and those cannot be marked (EXDEV)".to_owned()
-    } else {
-        "no mount shows the whole filesystem".to_owned()
+fn no_mount(e: MountError) -> PlaceError {
+    match e {
+        MountError::NotPrivate { ref hindrance, .. } if hindrance.passing => {
+            PlaceError::Io { op: "open the whole filesystem", source: io::Error::other(e) }
+        }
+        MountError::NotWhole | MountError::NotPrivate { .. } => PlaceError::Refused { reason: e.to_string() },
+        MountError::Mountinfo(source) => PlaceError::Io { op: "read mountinfo", source },
     }
 }
 
