@@ -1,5 +1,6 @@
 //! The fanotify source: one group and one filesystem mark for all roots of a filesystem.
 
+mod canary;
 mod event;
 mod place;
 
@@ -16,6 +17,7 @@ use crate::batch::Batch;
 use crate::resolve::Resolver;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::roots::TrackedRoot;
+use canary::Canary;
 
 pub use place::superblock;
 
@@ -37,6 +39,8 @@ pub struct Fanotify {
     filled: usize,
     queue_max: u64,
     last_error: Option<(i32, u32)>,
+    /// By root.
+    canaries: Vec<Canary>,
 }
 
 impl Fanotify {
@@ -108,6 +112,14 @@ impl EventSource for Fanotify {
 
     fn check(&mut self) -> Checked {
         self.look()
+    }
+
+    fn ring(&mut self) {
+        self.ring_roots();
+    }
+
+    fn heard(&self) -> Vec<Option<bool>> {
+        self.canaries.iter().map(Canary::heard).collect()
     }
 
     fn drained(&mut self, now_ns: i64) {

@@ -16,6 +16,9 @@ impl Fanotify {
             self.note_error(error, batch);
             return Ok(());
         }
+        if self.hear(record) {
+            return Ok(());
+        }
         let mask = entry::mask_of(record.mask);
         let target = record.target.map(records::HandleRef::to_handle);
         let scope = entry::scope_of(mask, entry::is_subvolume(&self.fs, target.as_ref()));

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::journal::RootState;
@@ -34,6 +35,7 @@ const MARK_MASK: u64 = libc::FAN_CREATE
     | libc::FAN_RENAME
     | libc::FAN_ONDIR;
 const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
+const GROUPS_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_user_groups";
 const QUEUE_MAX_DEFAULT: u64 = 16_384;
 
 impl Fanotify {
@@ -44,7 +46,7 @@ impl Fanotify {
         let Some(first) = open.iter().flatten().next() else { return Err(PlaceError::Absent(seen)) };
         let dev = superblock(first, &all);
         let fs = first.identity.fs.clone();
-        let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
+        let group = sys::fanotify_init(GROUP_FLAGS).map_err(no_group)?;
         let mount = OpenMount::open(dev).map_err(no_mount)?;
         mark(&group, mount.fd())?;
         let top = mount.top().map_err(refused)?;
@@ -56,7 +58,7 @@ impl Fanotify {
         let mut resolver = Resolver::default();
         resolver.reset(mount.dev(), Anchors { top: Some(top), roots: anchors.clone(), own });
         let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
-        let source = Fanotify {
+        let mut source = Fanotify {
             group,
             roots: roots.to_vec(),
             dev,
@@ -68,7 +70,9 @@ impl Fanotify {
             filled: 0,
             queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
             last_error: None,
+            canaries: Vec::new(),
         };
+        source.prove()?;
         Ok((source, seen))
     }
 
@@ -95,7 +99,7 @@ impl Fanotify {
 }
 
 /// Every root that is there and lies on the filesystem of the first one; and what was seen of each.
-fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
+pub(super) fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
     let mut dev = None;
     let mut open = Vec::new();
     let mut seen = Vec::new();
@@ -139,6 +143,16 @@ fn no_mount(e: MountError) -> PlaceError {
     }
 }
 
+fn no_group(e: io::Error) -> PlaceError {
+    let flags = EventfdFlags::CLOEXEC;
+    // The same error tells of too many open files.
+    if Errno::from_io_error(&e) != Some(Errno::MFILE) || rustix::event::eventfd(0, flags).is_err() {
+        return refused(e);
+    }
+    let max = std::fs::read_to_string(GROUPS_MAX_FILE).unwrap_or_default();
+    PlaceError::NoGroup { max: max.trim().to_owned() }
+}
+
 /// What the kernel never does for this filesystem, user or version is a refusal. Whatever else fails may pass: to go
 /// on with inotify then would be for ever.
 pub(super) fn refused(e: io::Error) -> PlaceError {
@@ -151,9 +165,6 @@ pub(super) fn refused(e: io::Error) -> PlaceError {
         Some(Errno::XDEV) => ("EXDEV", "a btrfs subvolume cannot be marked"),
         Some(Errno::INVAL) => ("EINVAL", "this kernel is older than 5.17"),
         Some(Errno::NOSYS) => ("ENOSYS", "this kernel has no fanotify"),
-        Some(Errno::MFILE) => {
-            return PlaceError::Io { op: "use fanotify, fs.fanotify.max_user_groups is used up", source: e };
-        }
         _ => return PlaceError::Io { op: "use fanotify", source: e },
     };
     PlaceError::Refused { reason: format!("{why} ({name})") }
@@ -166,7 +177,7 @@ pub(super) fn marks(fdinfo: &str, dev: u64) -> bool {
     let text = format!("{sdev:x}");
     fdinfo
         .lines()
-        .filter(|line| line.starts_with("fanotify "))
-        .flat_map(str::split_whitespace)
-        .any(|field| field.strip_prefix("sdev:") == Some(text.as_str()))
+        // That of a single directory names its inode first.
+        .filter_map(|line| line.strip_prefix("fanotify sdev:"))
+        .any(|rest| rest.split_whitespace().next() == Some(text.as_str()))
 }
