@@ -28,6 +28,8 @@ pub const DOUBTS_MAX: usize = 10_000;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the tracker waits until each filesystem has told of its canary.
+pub const CANARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths one `tracker add` may name.
 pub const ADD_PATHS_MAX: usize = 100_000;
 /// Bytes of one message on the control socket.

@@ -18,37 +18,37 @@ use super::{CommandError, print, table};
 
 /// A stable face: fields only get added.
 #[derive(Debug, Serialize)]
-struct Stats {
-    schema: u32,
+pub(super) struct Stats {
+    pub(super) schema: u32,
     /// `running`, `hangs` or `not-running`.
-    tracker: &'static str,
+    pub(super) tracker: &'static str,
     /// Nanoseconds since the last completed probe.
     #[serde(skip_serializing_if = "Option::is_none")]
-    probe_age_ns: Option<i64>,
+    pub(super) probe_age_ns: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status>,
+    pub(super) status: Option<Status>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    journal: Option<JournalStats>,
+    pub(super) journal: Option<JournalStats>,
 }
 
 #[derive(Debug, Serialize)]
-struct JournalStats {
+pub(super) struct JournalStats {
     head: u64,
     floor: u64,
     entries: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_ns: Option<i64>,
-    roots: Vec<RootCounts>,
+    pub(super) roots: Vec<RootCounts>,
     legs: Vec<LegCounts>,
 }
 
 #[derive(Debug, Serialize)]
-struct RootCounts {
-    name: String,
+pub(super) struct RootCounts {
+    pub(super) name: String,
     state: String,
     state_since_ns: i64,
     pending: u64,
-    gaps: u64,
+    pub(super) gaps: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,22 +66,7 @@ struct LegCounts {
 const SCHEMA: u32 = 1;
 
 pub fn run(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let status = match Status::load(&config.status_path()) {
-        Ok(status) => Some(status),
-        Err(StatusError::Missing { .. }) => None,
-        Err(e @ StatusError::Bad { .. }) => {
-            eprintln!("tracker: {e}");
-            None
-        }
-    };
-    let journal = match open_journal(config) {
-        Ok(journal) => Some(journal_stats(config, &journal).map_err(CommandError::Journal)?),
-        Err(CommandError::NoJournal { .. }) => None,
-        Err(e) => return Err(e),
-    };
-    let alive = status.as_ref().is_some_and(is_alive) || holds_its_place(config);
-    let (tracker, probe_age_ns) = condition(status.as_ref(), alive, SystemClock.boot_ns());
-    let stats = Stats { schema: SCHEMA, tracker, probe_age_ns, status, journal };
+    let stats = Stats::now(config)?;
     if json {
         let text = serde_json::to_string(&stats)
             .map_err(|e| CommandError::Io { op: "write JSON".to_owned(), source: e.into() })?;
@@ -89,12 +74,33 @@ pub fn run(config: &Config, json: bool) -> Result<Exit, CommandError> {
     } else {
         print(human(&stats).as_bytes())?;
     }
-    Ok(if tracker == NOT_RUNNING { Exit::TryLater } else { Exit::Ok })
+    Ok(if stats.tracker == NOT_RUNNING { Exit::TryLater } else { Exit::Ok })
 }
 
-const RUNNING: &str = "running";
-const HANGS: &str = "hangs";
-const NOT_RUNNING: &str = "not-running";
+impl Stats {
+    pub(super) fn now(config: &Config) -> Result<Stats, CommandError> {
+        let status = match Status::load(&config.status_path()) {
+            Ok(status) => Some(status),
+            Err(StatusError::Missing { .. }) => None,
+            Err(e @ StatusError::Bad { .. }) => {
+                eprintln!("tracker: {e}");
+                None
+            }
+        };
+        let journal = match open_journal(config) {
+            Ok(journal) => Some(journal_stats(config, &journal).map_err(CommandError::Journal)?),
+            Err(CommandError::NoJournal { .. }) => None,
+            Err(e) => return Err(e),
+        };
+        let alive = status.as_ref().is_some_and(is_alive) || holds_its_place(config);
+        let (tracker, probe_age_ns) = condition(status.as_ref(), alive, SystemClock.boot_ns());
+        Ok(Stats { schema: SCHEMA, tracker, probe_age_ns, status, journal })
+    }
+}
+
+pub(super) const RUNNING: &str = "running";
+pub(super) const HANGS: &str = "hangs";
+pub(super) const NOT_RUNNING: &str = "not-running";
 
 /// Running, by what is known of the process now; and the age of the heartbeat.
 fn condition(status: Option<&Status>, alive: bool, boot_ns: i64) -> (&'static str, Option<i64>) {
@@ -161,21 +167,23 @@ fn journal_stats(config: &Config, journal: &Journal) -> Result<JournalStats, Dat
     Ok(JournalStats { head, floor, entries, oldest_ns, roots, legs })
 }
 
+pub(super) fn tracker_line(status: Option<&Status>, condition: &str, age_ns: Option<i64>) -> String {
+    match (status, condition) {
+        (Some(s), NOT_RUNNING) => format!("tracker   not running (last seen {})", clock::show(s.written_ns)),
+        (None, NOT_RUNNING) => "tracker   not running".to_owned(),
+        (None, condition) => format!("tracker   {condition}, its status is not written yet"),
+        (Some(s), condition) => {
+            let age = age_ns.unwrap_or(0) / 1_000_000_000;
+            let since = clock::show(s.started_ns);
+            format!("tracker   {condition}, pid {}, since {since}, last probe {age} s ago", s.pid)
+        }
+    }
+}
+
 fn human(stats: &Stats) -> String {
     let mut out = String::new();
     let mut line = |text: String| writeln!(out, "{text}").expect("writing to a string cannot fail");
-    match (&stats.status, stats.tracker) {
-        (Some(s), NOT_RUNNING) => {
-            line(format!("tracker   not running (last seen {})", clock::show(s.written_ns)));
-        }
-        (None, NOT_RUNNING) => line("tracker   not running".to_owned()),
-        (None, condition) => line(format!("tracker   {condition}, its status is not written yet")),
-        (Some(s), condition) => {
-            let age = stats.probe_age_ns.unwrap_or(0) / 1_000_000_000;
-            let since = clock::show(s.started_ns);
-            line(format!("tracker   {condition}, pid {}, since {since}, last probe {age} s ago", s.pid));
-        }
-    }
+    line(tracker_line(stats.status.as_ref(), stats.tracker, stats.probe_age_ns));
     if let Some(journal) = &stats.journal {
         let age = |oldest: i64| (SystemClock.wall_ns() - oldest).max(0) / 1_000_000_000;
         let oldest = journal.oldest_ns.map_or(String::new(), |t| format!(", the oldest {} s old", age(t)));
@@ -224,7 +232,7 @@ fn filesystems_table(filesystems: &[FilesystemStatus]) -> String {
 }
 
 /// Why a root has its state and source, what is not seen, and the last errors.
-fn remarks(status: &Status) -> String {
+pub(super) fn remarks(status: &Status) -> String {
     let mut lines = Vec::new();
     for root in &status.roots {
         if !root.state_reason.is_empty() {

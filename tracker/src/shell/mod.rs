@@ -22,6 +22,7 @@ use shared::limits;
 use shared::status::{SCHEMA, Status};
 
 use server::Server;
+pub(crate) use slot::JOURNAL_ERROR;
 use slot::SlotHandle;
 pub use start::RunError;
 use start::Started;

@@ -11,9 +11,11 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shared::clock::{Clock, SystemClock};
+use shared::control::Canary;
 use shared::entry::Cause;
 use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
+use shared::status::RootStatus;
 
 use super::heads::Heads;
 use super::{Report, report};
@@ -26,6 +28,7 @@ use crate::roots::{Found, OwnDir, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
 use handle::{Message, SlotShared, SlotStatus, root_status};
+pub(crate) use store::JOURNAL_ERROR;
 
 /// What a thread is made of.
 pub struct SlotParts {
@@ -57,6 +60,7 @@ struct Slot {
     inbox: Receiver<Message>,
     wake: Arc<OwnedFd>,
     flushes: BTreeMap<u64, Sender<u64>>,
+    canaries: BTreeMap<u64, Sender<Vec<Canary>>>,
     next_flush: u64,
 }
 
@@ -103,6 +107,7 @@ impl Slot {
             inbox,
             wake,
             flushes: BTreeMap::new(),
+            canaries: BTreeMap::new(),
             next_flush: 0,
         }
     }
@@ -129,6 +134,17 @@ impl Slot {
             match message {
                 Message::Flush(answer) => {
                     self.flushes.insert(self.next_flush, answer);
+                    machine.request(Request::Flush(self.next_flush));
+                    self.next_flush += 1;
+                }
+                Message::Canary(answer) => {
+                    self.on_disk(|slot| slot.source.iter_mut().for_each(|source| source.ring()));
+                    // Without one, no more than that the thread comes round.
+                    if self.heard().is_empty() {
+                        self.answer_canaries(&answer);
+                        continue;
+                    }
+                    self.canaries.insert(self.next_flush, answer);
                     machine.request(Request::Flush(self.next_flush));
                     self.next_flush += 1;
                 }
@@ -315,11 +331,33 @@ impl Slot {
     }
 
     fn answer(&mut self, id: u64) -> Event {
+        if let Some(answer) = self.canaries.remove(&id) {
+            return self.answer_canaries(&answer);
+        }
         let head = self.parts.journal.head_and_floor().map_or_else(|_| self.parts.heads.get(), |h| h.0);
         if let Some(answer) = self.flushes.remove(&id)
             && answer.send(head).is_err()
         {
             tracing::debug!("nobody waits for flush {id} any more");
+        }
+        Event::Done
+    }
+
+    fn heard(&self) -> Vec<Option<bool>> {
+        self.source.as_ref().map(|source| source.heard()).unwrap_or_default()
+    }
+
+    fn answer_canaries(&self, answer: &Sender<Vec<Canary>>) -> Event {
+        let heard = self.heard();
+        let told = |(root, seen): (usize, RootStatus)| Canary {
+            root: seen.name,
+            state: seen.state,
+            state_reason: seen.state_reason,
+            heard: heard.get(root).copied().flatten(),
+        };
+        let roots = self.shared.lock().roots.clone();
+        if answer.send(roots.into_iter().enumerate().map(told).collect()).is_err() {
+            tracing::debug!("nobody waits for canaries any more");
         }
         Event::Done
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::control::Canary;
 use shared::journal::RootState;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
@@ -14,6 +15,8 @@ use crate::roots::TrackedRoot;
 pub enum Message {
     /// Answered with the head.
     Flush(Sender<u64>),
+    /// Answered once what was queued with the canaries was read.
+    Canary(Sender<Vec<Canary>>),
     Probe,
     Stop,
 }
@@ -68,6 +71,13 @@ impl Flusher {
     pub fn flush(&self) -> Receiver<u64> {
         let (answer, receiver) = bounded(1);
         self.send(Message::Flush(answer));
+        receiver
+    }
+
+    /// The receiver gets what the kernel told of the roots of this filesystem.
+    pub fn canary(&self) -> Receiver<Vec<Canary>> {
+        let (answer, receiver) = bounded(1);
+        self.send(Message::Canary(answer));
         receiver
     }
 }
