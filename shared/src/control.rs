@@ -39,6 +39,8 @@ pub struct Canary {
     pub root: String,
     pub state: String,
     pub state_reason: String,
+    /// Empty if nothing watches it.
+    pub source: String,
     /// The kernel told of it in time; `None` where its source has no canary.
     pub heard: Option<bool>,
 }

@@ -91,6 +91,7 @@ fn judge(config: &Config, stats: &Stats, canaries: Option<Result<Vec<Canary>, Co
             // The file may be a second older.
             seen.state.clone_from(&asked.state);
             seen.state_reason.clone_from(&asked.state_reason);
+            seen.source.clone_from(&asked.source);
         }
         let counts = stats.journal.as_ref().and_then(|j| j.roots.iter().find(|r| r.name == name));
         let mut health = root_health(root, seen, canary(asked), counts.map(|c| c.gaps), status.is_some());

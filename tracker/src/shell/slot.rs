@@ -353,6 +353,7 @@ impl Slot {
             root: seen.name,
             state: seen.state,
             state_reason: seen.state_reason,
+            source: seen.source,
             heard: heard.get(root).copied().flatten(),
         };
         let roots = self.shared.lock().roots.clone();

@@ -80,15 +80,31 @@ impl World {
     }
 
     /// Everything belongs to nobody, and the program runs as nobody.
-    pub fn unprivileged(mut self) -> World {
+    pub fn unprivileged(self) -> World {
+        let mut world = self.owned_by(NOBODY);
+        world.uid = Some(NOBODY);
+        world
+    }
+
+    /// Everything belongs to this user, who runs the tracker with the two capabilities of its unit.
+    pub fn with_capabilities(self, uid: u32) -> World {
+        let caps = "-all,+sys_admin,+dac_read_search";
+        let words = format!(
+            "setpriv --reuid {uid} --regid {uid} --clear-groups --inh-caps {caps} --ambient-caps {caps} --bounding-set {caps} --no-new-privs"
+        );
+        let mut world = self.owned_by(uid);
+        world.wrapper = words.split(' ').map(str::to_owned).collect();
+        world
+    }
+
+    fn owned_by(mut self, uid: u32) -> World {
         let program = self.dir.path().join("tracker");
         // Not by this process: a child of another test could hold the copy open for writing, and it could not be run.
         must(Command::new("cp").arg(&self.program).arg(&program));
         self.program = program;
-        self.uid = Some(NOBODY);
         let mut todo = vec![self.dir.path().to_owned()];
         while let Some(path) = todo.pop() {
-            std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            std::os::unix::fs::chown(&path, Some(uid), Some(uid)).unwrap();
             if path.is_dir() {
                 todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
             }

@@ -41,7 +41,8 @@ fn both(state: &str, source: &str) -> Vec<RootStatus> {
 }
 
 fn told(root: &str, state: &str, heard: Option<bool>) -> Canary {
-    Canary { root: root.to_owned(), state: state.to_owned(), state_reason: String::new(), heard }
+    let (root, state, source) = (root.to_owned(), state.to_owned(), "fanotify".to_owned());
+    Canary { root, state, state_reason: String::new(), source, heard }
 }
 
 /// (exit code, is a, is b healthy)
@@ -58,7 +59,10 @@ fn all_roots_must_be_ok_and_served() {
     assert_eq!(outcome(&ok, Some(good.clone())), (0, true, true));
     for bad in [both("missing", "fanotify"), both("ok", ""), vec![seen("a", "ok", "fanotify")]] {
         let mut canaries = good.clone();
-        canaries[1].state.clone_from(&bad.get(1).map_or("ok".to_owned(), |b| b.state.clone()));
+        if let Some(bad) = bad.get(1) {
+            canaries[1].state.clone_from(&bad.state);
+            canaries[1].source.clone_from(&bad.source);
+        }
         assert_eq!(outcome(&stats(RUNNING, bad, ""), Some(canaries)), (5, true, false));
     }
 }
