@@ -79,9 +79,8 @@ impl Resolver {
         self.mount()?;
         let Resolver { tree, mount: Some(mount), .. } = self else { return Err(Lost::NoMount) };
         let links = match Climb::links(tree, mount, dir) {
-            // Perhaps the way leads through a directory that another mount covers.
-            Err(Lost::Stale) if mount.uncover() => Climb::links(tree, mount, dir)?,
-            links => links?,
+            (Err(_), COVERED) if mount.uncover() => Climb::links(tree, mount, dir).0?,
+            (links, _) => links?,
         };
         for link in links.into_iter().rev() {
             if !tree.put(&link.dir, &link.parent, &link.name) {
@@ -136,17 +135,28 @@ struct Climb<'a> {
     handle: Handle,
     /// Read once for many links, so each is proven: a directory that moved meanwhile would give its name to another.
     path: Option<Vec<u8>>,
+    /// A mount was met on the way.
+    covered: bool,
 }
 
+/// Of a way that led through a directory which another mount covers.
+const COVERED: bool = true;
+
 impl<'a> Climb<'a> {
-    /// All links up to what the tree knows.
-    fn links(tree: &Tree, mount: &'a OpenMount, dir: &Handle) -> Result<Vec<Link>, Lost> {
-        let mut climb = Climb::start(mount, dir)?;
+    /// All links up to what the tree knows; and whether the way led through a directory that another mount covers.
+    fn links(tree: &Tree, mount: &'a OpenMount, dir: &Handle) -> (Result<Vec<Link>, Lost>, bool) {
+        let mut climb = match Climb::start(mount, dir) {
+            Ok(climb) => climb,
+            Err(lost) => return (Err(lost), false),
+        };
         let mut links = Vec::new();
         while !tree.is_top(&climb.handle) && !tree.knows(&climb.handle) {
-            links.push(climb.step()?);
+            match climb.step() {
+                Ok(link) => links.push(link),
+                Err(lost) => return (Err(lost), climb.covered),
+            }
         }
-        Ok(links)
+        (Ok(links), climb.covered)
     }
 
     fn start(mount: &'a OpenMount, dir: &Handle) -> Result<Climb<'a>, Lost> {
@@ -160,13 +170,16 @@ impl<'a> Climb<'a> {
             return Err(Lost::Gone);
         }
         let path = mount.path_of(fd.as_fd());
-        Ok(Climb { mount, fd, handle: dir.clone(), path })
+        Ok(Climb { mount, fd, handle: dir.clone(), path, covered: false })
     }
 
     /// One link, proven.
     fn step(&mut self) -> Result<Link, Lost> {
         for _ in 0..LINK_TRIES {
-            let parent = up(self.fd.as_fd()).map_err(|_| Lost::Stale)?;
+            let parent = up(self.fd.as_fd()).map_err(|e| {
+                self.covered |= e == Errno::XDEV;
+                Lost::Stale
+            })?;
             let parent_handle = sys::name_to_handle(parent.as_fd(), c"").map_err(|_| Lost::Stale)?;
             let name = match self.path.as_mut() {
                 Some(path) => cut_name(path),
@@ -189,9 +202,15 @@ impl<'a> Climb<'a> {
     }
 
     /// True if the directory has this name in `parent`.
-    fn is_proven(&self, parent: BorrowedFd<'_>, name: &[u8]) -> bool {
+    fn is_proven(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> bool {
         let Ok(c_name) = CString::new(name) else { return false };
-        sys::name_to_handle(parent, &c_name).is_ok_and(|found| found == self.handle)
+        if sys::name_to_handle(parent, &c_name).is_ok_and(|found| found == self.handle) {
+            return true;
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = rustix::fs::openat2(parent, &c_name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
+        self.covered |= open.err() == Some(Errno::XDEV);
+        false
     }
 }
 

@@ -143,8 +143,7 @@ impl OpenMount {
 /// The top of a mount, unless another one covers it or it is gone.
 fn open_verified(mount: &Mount) -> Option<OwnedFd> {
     let fd = roots::open_dir(&mount.point).ok()?;
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
     (stat.stx_mnt_id == mount.id).then_some(fd)
 }
 
