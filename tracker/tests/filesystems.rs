@@ -137,6 +137,49 @@ fn a_root_that_is_a_part_of_a_disk_or_a_bind_mount_gets_its_own_paths() {
 }
 
 #[test]
+fn a_root_on_a_disk_mounted_inside_another_root_is_its_own() {
+    if !is_root() {
+        return;
+    }
+    let (outer, inner) = (Mounted::image("ext4"), Mounted::image("xfs"));
+    let inside = outer.point.join("d/inside");
+    std::fs::create_dir_all(&inside).unwrap();
+    let device = inner.device.clone().unwrap();
+    inner.umount();
+    let there = Bind::with(&[], &device, &inside);
+    let mut world = World::new(&[("a", &outer.point), ("b", &inside)]);
+    world.start();
+    world.claim();
+    assert_eq!(world.stats()["status"]["filesystems"].as_array().unwrap().len(), 2, "a group for each");
+    let rows = |world: &World| {
+        let own = world.pending().into_iter().filter(|p| !p.path.is_empty());
+        let mut rows: Vec<_> = own.map(|p| (p.root, String::from_utf8(p.path).unwrap())).collect();
+        rows.sort();
+        rows
+    };
+    let row = |root: &str, path: &str| (root.to_owned(), path.to_owned());
+    std::fs::write(inside.join("f"), "x").unwrap();
+    std::fs::write(outer.point.join("d/g"), "x").unwrap();
+    world.flush();
+    assert_eq!(rows(&world), [row("a", "d/g"), row("b", "f")]);
+    drop(there);
+    // The directory under it is the outer root's.
+    std::fs::write(inside.join("under"), "x").unwrap();
+    world.flush();
+    assert_eq!(rows(&world), [row("a", "d/g"), row("a", "d/inside/under"), row("b", "f")]);
+    let states = world.stats()["journal"]["roots"].clone();
+    assert_eq!((&states[0]["state"], &states[1]["state"]), (&"ok".into(), &"missing".into()), "{states}");
+    let _there = Bind::with(&[], &device, &inside);
+    std::fs::write(inside.join("unseen"), "x").unwrap();
+    world.claim();
+    world.flush();
+    let gaps: Vec<_> = world.pending().into_iter().filter(|p| p.path.is_empty()).map(|p| p.root).collect();
+    assert!(gaps.contains(&"b".to_owned()), "{:?}", world.causes());
+    assert_eq!(world.cause_count("remount"), 1, "of the inner root alone: {:?}", world.causes());
+    assert_eq!(world.stop(), 0);
+}
+
+#[test]
 fn a_snapshot_of_btrfs_is_one_entry_for_all_of_it() {
     if !is_root() {
         return;
