@@ -182,6 +182,42 @@ fn a_subvolume_whose_device_cannot_be_reached_is_tracked_with_inotify_and_says_w
     assert!(has(&world, "a", "self", "f"));
 }
 
+#[test]
+fn a_btrfs_on_two_devices_is_reached_by_either() {
+    if !is_root() {
+        return;
+    }
+    let (disk, other) = (Mounted::image("btrfs"), Mounted::image("btrfs"));
+    disk.umount();
+    other.umount();
+    let devices = [disk.device.clone().unwrap(), other.device.clone().unwrap()];
+    call("mkfs.btrfs", &[Path::new("-q"), Path::new("-f"), &devices[0], &devices[1]]);
+    disk.mount();
+    subvolume("create", &[&disk.point.join("s1")]);
+    disk.umount();
+    let disk = disk.with_options("subvol=s1");
+    for hidden in &devices {
+        let _hidden = Bind::new(Path::new("/dev/null"), hidden);
+        let mut world = world_on(&[("a", &disk.point)]);
+        world.start();
+        assert_eq!(sources(&world), ["fanotify "]);
+        let before = tracker::mounts::read().unwrap();
+        std::fs::create_dir_all(disk.point.join("d")).unwrap();
+        std::fs::write(disk.point.join("d/f"), "x").unwrap();
+        world.flush();
+        assert!(has(&world, "a", "self", "d/f"), "{:?}", changes(&world));
+        assert_eq!(world.stop(), 0);
+        let source = |mounts: Vec<Mount>| mounts.into_iter().find(|m| m.point == disk.point).unwrap().source;
+        assert_eq!(
+            source(tracker::mounts::read().unwrap()),
+            source(before),
+            "it keeps the name it is known by"
+        );
+    }
+    disk.umount();
+    assert!(disk.is_free() && other.is_free());
+}
+
 /// The same for other filesystems of which only a part is mounted.
 #[test]
 fn a_part_of_a_disk_that_alone_is_mounted_is_tracked_with_fanotify() {

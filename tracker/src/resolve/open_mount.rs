@@ -49,7 +49,7 @@ impl Hindrance {
         let device = device.display();
         match e {
             Errno::PERM | Errno::ACCESS => Hindrance::lasting(format!(
-                "{op} {device}: {e}. Needed are CAP_SYS_ADMIN, the device, and fsopen, fsconfig and fsmount in a unit's SystemCallFilter"
+                "{op} {device}: {e}. Needed are CAP_SYS_ADMIN and, in a unit, DeviceAllow=block-* r and fsopen, fsconfig and fsmount in SystemCallFilter"
             )),
             Errno::NOSYS => Hindrance::lasting(format!("{op}: {e}. This kernel is older than 5.2")),
             e => Hindrance { why: format!("{op} {device}: {e}"), passing: true },
