@@ -1,7 +1,7 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
-mod heads;
+mod news;
 mod server;
 mod slot;
 mod start;

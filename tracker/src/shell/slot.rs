@@ -17,7 +17,7 @@ use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
 use shared::status::RootStatus;
 
-use super::heads::Heads;
+use super::news::Heads;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
@@ -181,7 +181,7 @@ impl Slot {
     /// Changes the status and has it written soon.
     fn note(&self, change: impl FnOnce(&mut SlotStatus)) {
         change(&mut self.shared.lock());
-        if !self.shared.told.swap(true, Ordering::Relaxed) {
+        if self.shared.told.raise() {
             report(&self.parts.reports, Report::Changed);
         }
     }

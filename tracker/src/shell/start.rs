@@ -19,7 +19,7 @@ use shared::exit::Exit;
 use shared::journal::{Journal, RootRow};
 use shared::limits;
 
-use super::heads::Heads;
+use super::news::Heads;
 use super::server::Server;
 use super::slot::{self, SlotHandle, SlotParts};
 use super::{Report, report};

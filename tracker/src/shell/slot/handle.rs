@@ -1,7 +1,7 @@
 //! What the other threads hold of a filesystem's thread: its inbox, its status, its progress.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -11,6 +11,7 @@ use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
 
 use crate::roots::TrackedRoot;
+use crate::shell::news::Notice;
 
 pub enum Message {
     /// Answered with the head.
@@ -36,7 +37,7 @@ pub struct SlotShared {
     /// The thread waits for a tracked disk.
     pub resolving: AtomicBool,
     /// A change of the status was reported and not yet written.
-    pub(super) told: AtomicBool,
+    pub(super) told: Notice,
 }
 
 impl SlotShared {
@@ -45,7 +46,7 @@ impl SlotShared {
     }
 
     pub fn status(&self) -> SlotStatus {
-        self.told.store(false, Ordering::Relaxed);
+        self.told.take();
         self.lock().clone()
     }
 }
