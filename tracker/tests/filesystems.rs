@@ -84,6 +84,7 @@ fn a_mark_that_died_in_a_quick_remount_is_noticed_by_the_flush() {
     // Everything but the mark is as before when the tracker looks again.
     world.signal(Signal::STOP);
     disk.umount();
+    assert!(disk.is_free(), "something keeps the filesystem in use, and then the mark rightly lives on");
     disk.mount();
     std::fs::write(disk.point.join("f"), "x").unwrap();
     world.signal(Signal::CONT);

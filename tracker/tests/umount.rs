@@ -147,3 +147,35 @@ fn a_disk_that_inotify_watches_can_be_unmounted_and_comes_back_with_a_gap() {
         assert_eq!(world.stop(), 0);
     }
 }
+
+/// An open root makes its unmount fail, and the unmount of one disk is often followed by that of the next.
+#[test]
+fn a_notice_of_other_mounts_opens_no_root_that_stands_where_it_stood() {
+    if !is_root() {
+        return;
+    }
+    for inotify in [false, true] {
+        let (still, other, churned) = (disk("ext4"), disk("tmpfs"), tempfile::tempdir().unwrap());
+        let mut world = World::new(&[("a", &still.point), ("b", &other.point)]);
+        if inotify {
+            world.unshared(&["--user", "--map-root-user"], "");
+        }
+        world.start();
+        world.flush();
+        let mut opens = inotify::Inotify::init().unwrap();
+        let mask = inotify::WatchMask::OPEN | inotify::WatchMask::ONLYDIR;
+        opens.watches().add(&still.point, mask).unwrap();
+        for _ in 0..20 {
+            drop(common::Bind::with(&["-t", "tmpfs"], Path::new("none"), churned.path()));
+        }
+        other.umount();
+        world.wait_for_line("root b: missing");
+        let mut buffer = [0; 4096];
+        let seen = opens.read_events(&mut buffer).map(|events| events.map(|e| e.mask).collect::<Vec<_>>());
+        assert!(seen.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{seen:?}");
+        // It would have been seen.
+        world.flush();
+        assert!(opens.read_events(&mut buffer).unwrap().count() > 0);
+        assert_eq!(world.stop(), 0);
+    }
+}

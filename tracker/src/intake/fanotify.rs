@@ -114,6 +114,10 @@ impl EventSource for Fanotify {
         self.look()
     }
 
+    fn is_steady(&self) -> bool {
+        self.is_marked()
+    }
+
     fn ring(&mut self) {
         self.ring_roots();
     }

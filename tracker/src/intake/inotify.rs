@@ -375,6 +375,12 @@ impl EventSource for Inotify {
         Checked { intact, roots }
     }
 
+    /// What a mount covers can only be seen to be free by a look.
+    fn is_steady(&self) -> bool {
+        let watched = |(wd, ..): &(WatchDescriptor, u64, u64)| self.watches.contains(wd);
+        self.blind.covered.is_empty() && self.tops.iter().all(|top| top.as_ref().is_some_and(watched))
+    }
+
     /// Until it can be watched, what is not watched is looked at anew for each flush.
     fn unseen(&mut self, batch: &mut Batch) {
         self.gap_uncovered(batch);

@@ -104,6 +104,11 @@ pub trait EventSource: Send {
     /// Whether every root is still what it was and watched. May touch the roots' disk.
     fn check(&mut self) -> Checked;
 
+    /// True if it surely watches what it did at the last check, told without touching the roots.
+    fn is_steady(&self) -> bool {
+        false
+    }
+
     /// Does something harmless at each root that the kernel must tell of, where there is such a thing.
     fn ring(&mut self) {}
 

@@ -24,7 +24,7 @@ use crate::daemon::{Command, Event, Machine, Request, Verdict};
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::{EventSource, PlaceError, RootSeen};
-use crate::roots::{Found, OwnDir, TrackedRoot};
+use crate::roots::{Found, OwnDir, Standing, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
 use handle::{Message, SlotShared, SlotStatus, root_status};
@@ -53,6 +53,8 @@ struct Slot {
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
+    /// Where each root stood before the last check that found all as it should be.
+    stood: Vec<Option<Standing>>,
     /// Placed, and the gap that covers the time before is committed.
     watching: bool,
     clock: SystemClock,
@@ -97,6 +99,7 @@ impl Slot {
     fn new(parts: SlotParts, shared: Arc<SlotShared>, inbox: Receiver<Message>, wake: Arc<OwnedFd>) -> Slot {
         Slot {
             states: vec![None; parts.roots.len()],
+            stood: Vec::new(),
             watching: false,
             parts,
             source: None,
@@ -149,6 +152,12 @@ impl Slot {
                     self.next_flush += 1;
                 }
                 Message::Probe => machine.request(Request::Probe),
+                Message::Mounts => {
+                    self.shared.mounts.take();
+                    if !self.on_disk(|slot| slot.is_steady()) {
+                        machine.request(Request::Probe);
+                    }
+                }
                 Message::Stop => machine.request(Request::Stop),
             }
         }
@@ -205,6 +214,8 @@ impl Slot {
         // The old group goes first: there may be only so many.
         self.source = None;
         self.watching = false;
+        self.stood.clear();
+        let stood = self.on_disk(|slot| slot.standing());
         let placed = self.on_disk(|slot| place(&slot.parts.roots, &slot.parts.own));
         match placed {
             Ok((source, seen, reason)) => {
@@ -218,6 +229,9 @@ impl Slot {
                     }
                 });
                 self.source = Some(source);
+                if seen.iter().all(|r| r.state == RootState::Ok) {
+                    self.stood = stood;
+                }
                 self.recovered(PLACE_ERROR);
                 self.store_states(&seen, false);
                 Event::Placed
@@ -296,14 +310,31 @@ impl Slot {
         }
     }
 
+    fn standing(&self) -> Vec<Option<Standing>> {
+        self.parts.roots.iter().map(TrackedRoot::standing).collect()
+    }
+
+    /// True if no mount can have changed for these roots. To open them, as a check does, would make the unmount of one
+    /// fail just when another was unmounted.
+    fn is_steady(&self) -> bool {
+        let stood = !self.stood.is_empty() && self.stood.iter().all(Option::is_some);
+        stood && self.stood == self.standing() && self.source.as_ref().is_some_and(|s| s.is_steady())
+    }
+
     fn check(&mut self, flush: bool) -> Event {
-        let (intact, seen) = self.on_disk(|slot| match &mut slot.source {
-            Some(source) => {
-                let checked = source.check();
-                (checked.intact, checked.roots)
+        let (intact, seen, stood) = self.on_disk(|slot| {
+            // Before the look: what changes during it is seen the next time.
+            let stood = slot.standing();
+            match &mut slot.source {
+                Some(source) => {
+                    let checked = source.check();
+                    (checked.intact, checked.roots, stood)
+                }
+                None => (false, look_at(&slot.parts.roots), stood),
             }
-            None => (false, look_at(&slot.parts.roots)),
         });
+        let all_well = intact && seen.iter().all(|r| r.state == RootState::Ok);
+        self.stood = if all_well { stood } else { Vec::new() };
         let covered = intact && self.watching;
         self.store_states(&seen, covered);
         report(&self.parts.reports, Report::Probed(self.parts.number));

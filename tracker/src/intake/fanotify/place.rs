@@ -76,7 +76,7 @@ impl Fanotify {
         Ok((source, seen))
     }
 
-    fn is_marked(&self) -> bool {
+    pub(super) fn is_marked(&self) -> bool {
         let path = format!("/proc/self/fdinfo/{}", self.group.as_raw_fd());
         std::fs::read_to_string(path).is_ok_and(|text| marks(&text, self.dev))
     }

@@ -19,6 +19,8 @@ pub enum Message {
     /// Answered once what was queued with the canaries was read.
     Canary(Sender<Vec<Canary>>),
     Probe,
+    /// Something was mounted or unmounted somewhere.
+    Mounts,
     Stop,
 }
 
@@ -38,6 +40,8 @@ pub struct SlotShared {
     pub resolving: AtomicBool,
     /// A change of the status was reported and not yet written.
     pub(super) told: Notice,
+    /// Mounts changed, and the thread has not looked since.
+    pub(super) mounts: Notice,
 }
 
 impl SlotShared {
@@ -90,6 +94,13 @@ pub struct SlotHandle {
 }
 
 impl SlotHandle {
+    /// Once for many: a thread that hangs with its disk would pile them up.
+    pub fn mounts_changed(&self) {
+        if self.shared.mounts.raise() {
+            self.flusher.send(Message::Mounts);
+        }
+    }
+
     pub fn probe(&self) {
         self.flusher.send(Message::Probe);
     }
