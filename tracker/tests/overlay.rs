@@ -104,6 +104,7 @@ fn assert_inotify(world: &World, needles: &[&str]) {
     needles.iter().for_each(|n| assert!(reason.contains(n), "{n}: {reason}"));
     for command in ["stats", "health"] {
         let said = String::from_utf8(world.ok(&[command])).unwrap();
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         for needle in [
             "inotify because",
             "not seen: ",

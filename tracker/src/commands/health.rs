@@ -8,8 +8,9 @@ use shared::exit::{self, Exit};
 use shared::journal::RootState;
 use shared::status::{RootStatus, Status};
 
-use super::stats::{HANGS, NOT_RUNNING, RUNNING, Stats, remarks, tracker_line};
-use super::{CommandError, print, table};
+use super::stats::page::{self, Page};
+use super::stats::{self, HANGS, NOT_RUNNING, RUNNING, Stats};
+use super::{CommandError, print};
 use crate::shell::JOURNAL_ERROR;
 
 const SCHEMA: u32 = 1;
@@ -54,7 +55,7 @@ struct RootHealth {
 }
 
 pub fn run(config: &Config, json: bool) -> Result<Exit, CommandError> {
-    let stats = Stats::now(config)?;
+    let stats::Gathered { stats, failed } = stats::gather(config);
     // A tracker that hangs would only be waited for.
     let canaries = (stats.tracker == RUNNING).then(|| control::ask_canaries(&config.control_path()));
     let health = judge(config, &stats, canaries);
@@ -65,7 +66,8 @@ pub fn run(config: &Config, json: bool) -> Result<Exit, CommandError> {
     } else {
         print(human(&health, &stats).as_bytes())?;
     }
-    Ok(health.exit)
+    // What is known was told; a journal that cannot be read still decides.
+    failed.map_or(Ok(health.exit), Err)
 }
 
 fn judge(config: &Config, stats: &Stats, canaries: Option<Result<Vec<Canary>, ControlError>>) -> Health {
@@ -179,18 +181,23 @@ fn human(health: &Health, stats: &Stats) -> String {
         words.map(str::to_owned).to_vec()
     };
     let rows: Vec<Vec<String>> = health.roots.iter().map(row).collect();
-    let mut out = tracker_line(stats.status.as_ref(), health.tracker, health.probe_age_ns);
-    out += "\n\n";
-    out += &table(&["ROOT", "STATE", "SOURCE", "CANARY", "GAPS", "PATH"], &[4], &rows);
-    out += &stats.status.as_ref().map(remarks).unwrap_or_default();
-    out += "\n";
-    let bad: Vec<&RootHealth> = health.roots.iter().filter(|r| !r.reason.is_empty()).collect();
-    health.trouble.iter().for_each(|why| out += &format!("not healthy: {why}\n"));
-    bad.iter().for_each(|r| out += &format!("not healthy: {}: {}\n", r.name, r.reason));
-    if health.healthy {
-        out += "healthy: every root is what it should be, and watched\n";
+    let mut page = Page::default();
+    page::tracker(&mut page, stats);
+    page.blank();
+    let header = ["ROOT", "STATE", "SOURCE", "CANARY", "GAPS", "PATH"];
+    page.table(&header, &[4], &rows, |n| !health.roots[n].healthy);
+    page.blank();
+    if let Some(status) = &stats.status {
+        page::remarks(&mut page, status);
     }
-    out
+    health.trouble.iter().for_each(|why| page.trouble(&format!("not healthy: {why}")));
+    for root in health.roots.iter().filter(|r| !r.reason.is_empty()) {
+        page.trouble(&format!("not healthy: {}: {}", root.name, root.reason));
+    }
+    if health.healthy {
+        page.remark("healthy: every root is what it should be, and watched");
+    }
+    page.render(false, None)
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //! starts, probes and stops them.
 
 mod news;
+mod process;
 mod server;
 mod slot;
 mod start;
+mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -68,6 +70,7 @@ struct Daemon {
     session: i64,
     boot_id: String,
     started_ns: i64,
+    started_boot_ns: i64,
     probed_boot_ns: i64,
     probes_due: BTreeSet<usize>,
     ended: usize,
@@ -96,6 +99,7 @@ impl Daemon {
             boot_id: started.boot_id,
             inbox,
             started_ns: clock.wall_ns(),
+            started_boot_ns: clock.boot_ns(),
             probed_boot_ns: clock.boot_ns(),
             clock,
             probes_due: BTreeSet::new(),
@@ -206,8 +210,11 @@ impl Daemon {
             pid: std::process::id(),
             boot_id: self.boot_id.clone(),
             started_ns: self.started_ns,
+            started_boot_ns: self.started_boot_ns,
             written_ns: self.clock.wall_ns(),
             probed_boot_ns: self.probed_boot_ns,
+            rss_bytes: process::rss_bytes(),
+            cpu_ns: process::cpu_ns(),
             roots: Vec::new(),
             filesystems: Vec::new(),
         };

@@ -40,7 +40,7 @@ pub struct World {
 
 struct Running {
     child: Child,
-    notify: UnixDatagram,
+    notices: Receiver<String>,
     lines: Receiver<String>,
 }
 
@@ -181,7 +181,6 @@ impl World {
         std::fs::remove_file(&socket).ok();
         let notify = UnixDatagram::bind(&socket).unwrap();
         std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-        notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut command = self.command(&["run"]);
         if let Some((wrapper, args)) = self.wrapper.split_first() {
             command = Command::new(wrapper);
@@ -202,22 +201,27 @@ impl World {
                 }
             }
         });
-        self.running = Some(Running { child, notify, lines });
+        // Taken at once, as a service manager does: the tracker waits for that.
+        let (sender, notices) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n) = notify.recv(&mut buffer) {
+                let lines = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                if lines.contains("STOPPING=1") | sender.send(lines).is_err() {
+                    break;
+                }
+            }
+        });
+        self.running = Some(Running { child, notices, lines });
         self.wait_for_notice("READY=1");
     }
 
     /// Waits until the tracker has told the service manager this.
     pub fn wait_for_notice(&self, notice: &str) {
-        let notify = &self.running.as_ref().unwrap().notify;
-        let mut buffer = [0; 1024];
+        let notices = &self.running.as_ref().unwrap().notices;
         loop {
-            let n = match notify.recv(&mut buffer) {
-                Ok(n) => n,
-                // A receive with a time-out is not taken up again by itself.
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => panic!("no {notice}: {e}"),
-            };
-            if buffer[..n].split(|&b| b == b'\n').any(|line| line == notice.as_bytes()) {
+            let lines = notices.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("no {notice}: {e}"));
+            if lines.lines().any(|line| line == notice) {
                 return;
             }
         }

@@ -22,18 +22,16 @@ fn seen(name: &str, state: &str, source: &str) -> RootStatus {
 
 fn stats(tracker: &'static str, roots: Vec<RootStatus>, last_error: &str) -> Stats {
     let filesystem = FilesystemStatus { last_error: last_error.to_owned(), ..FilesystemStatus::default() };
-    let status = Status {
+    let status = Status { roots, filesystems: vec![filesystem], ..page::tests::status(1, "") };
+    Stats {
         schema: 1,
-        version: String::new(),
-        pid: 1,
-        boot_id: String::new(),
-        started_ns: 0,
-        written_ns: 0,
-        probed_boot_ns: 0,
-        roots,
-        filesystems: vec![filesystem],
-    };
-    Stats { schema: 1, tracker, probe_age_ns: Some(0), status: Some(status), journal: None }
+        tracker,
+        probe_age_ns: Some(0),
+        uptime_ns: None,
+        coalesced_share: None,
+        status: Some(status),
+        journal: None,
+    }
 }
 
 fn both(state: &str, source: &str) -> Vec<RootStatus> {

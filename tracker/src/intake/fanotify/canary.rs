@@ -7,13 +7,14 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use shared::entry::Handle;
+use shared::limits;
 
+use super::Fanotify;
 use super::place::open_roots;
-use super::{Fanotify, records};
-use crate::intake::{EventSource as _, PlaceError, sys};
+use crate::intake::records::{Record, Records};
+use crate::intake::{PlaceError, sys};
 use crate::mounts;
 use crate::resolve::OpenMount;
-use records::{Record, Records};
 
 const MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
 
@@ -92,24 +93,24 @@ impl Fanotify {
     /// For a group that was just made: what it tells meanwhile is covered by the gap that follows, and dropped.
     pub(super) fn prove(&mut self) -> Result<(), PlaceError> {
         self.ring_roots();
-        loop {
-            let taken = self.read().map_err(|source| PlaceError::Io { op: "read events", source })?;
-            let buffer = std::mem::take(&mut self.buffer);
-            let mut overflow = false;
-            for record in Records::new(&buffer[..self.filled]).flatten() {
-                overflow |= record.is_overflow();
+        let mut scratch = vec![0; limits::INTAKE_READ_BYTES];
+        while let Some(silent) = self.canaries.iter().position(|c| c.heard() == Some(false)) {
+            let bytes = match rustix::io::read(&self.group, &mut scratch) {
+                Ok(bytes) => bytes,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {
+                    return Err(PlaceError::Silent { root: self.roots[silent].name.clone() });
+                }
+                Err(e) => return Err(PlaceError::Io { op: "read events", source: e.into() }),
+            };
+            for record in Records::new(&scratch[..bytes]).flatten() {
+                if record.is_overflow() {
+                    // Its event may be among the lost ones.
+                    return Ok(());
+                }
                 self.hear(&record);
             }
-            self.buffer = buffer;
-            self.filled = 0;
-            let silent = self.canaries.iter().position(|c| c.heard() == Some(false));
-            match (silent, taken) {
-                (None, _) => return Ok(()),
-                // Its event may be among the lost ones.
-                _ if overflow => return Ok(()),
-                (Some(root), None) => return Err(PlaceError::Silent { root: self.roots[root].name.clone() }),
-                (Some(_), Some(_)) => {}
-            }
         }
+        Ok(())
     }
 }
