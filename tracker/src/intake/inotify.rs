@@ -187,6 +187,7 @@ impl Inotify {
     /// A directory that cannot be watched. One that is gone needs no watch: its event follows.
     fn blind_spot(&mut self, at: &[(usize, RelPath)], error: io::Error) {
         match Errno::from_io_error(&error) {
+            // What is no directory any more, or another filesystem, is none either.
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
             // A want of the moment: the next check places all watches anew, with a gap.
             Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
@@ -213,6 +214,8 @@ impl Inotify {
         let mask = mask_of(seen.mask);
         batch.kinds.count(mask);
         let name: &[u8] = if seen.name.is_empty() { b"." } else { &seen.name };
+        // Of a directory that left the roots there is none. If it comes back, the entry of the name it comes back to
+        // is behind this event, and for all of it.
         let spots = self.watches.spots(&seen.wd);
         let is_dir = mask.contains(Mask::ONDIR) && !seen.name.is_empty();
         if is_dir && seen.mask.intersects(EventMask::MOVED_FROM | EventMask::DELETE) {
