@@ -108,7 +108,9 @@ impl Batch {
             Some(at) => {
                 self.writers[at].1 += 1;
                 // The next look for it is shorter.
-                self.writers.swap(at, at.saturating_sub(1));
+                if at > 0 {
+                    self.writers.swap(at, at - 1);
+                }
             }
             None if self.writers.len() < WRITERS_MAX && pid != 0 => self.writers.push((pid, 1)),
             None => {}

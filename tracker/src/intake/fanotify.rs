@@ -22,10 +22,10 @@ use crate::roots::TrackedRoot;
 use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
-pub use place::superblock;
+pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
 
 /// More than the longest event: less room than this at the end of a read says nothing about the queue.
-const EVENT_BYTES_MAX: usize = 4096;
+pub const EVENT_BYTES_MAX: usize = 4096;
 /// FIONREAD counts this many bytes for each event, whatever its length (measured on 6.18).
 const FIONREAD_BYTES_PER_EVENT: u64 = 24;
 

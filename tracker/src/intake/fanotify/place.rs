@@ -20,7 +20,7 @@ use crate::resolve::{OpenMount, Resolver};
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 /// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
-pub(super) const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
+pub const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
     | libc::FAN_REPORT_DFID_NAME
     | libc::FAN_REPORT_FID
     | libc::FAN_REPORT_TARGET_FID
@@ -29,7 +29,7 @@ pub(super) const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
     | libc::FAN_NONBLOCK;
 
 /// No *_SELF: they only double events that name a parent, and on overlayfs a lookup of what is deleted makes one.
-pub(super) const MARK_MASK: u64 = libc::FAN_CREATE
+pub const MARK_MASK: u64 = libc::FAN_CREATE
     | libc::FAN_DELETE
     | libc::FAN_MODIFY
     | libc::FAN_CLOSE_WRITE
