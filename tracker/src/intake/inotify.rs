@@ -191,6 +191,7 @@ impl Inotify {
     /// A directory that cannot be watched. One that is gone needs no watch: its event follows.
     fn blind_spot(&mut self, at: &[(usize, RelPath)], error: io::Error) {
         match Errno::from_io_error(&error) {
+            // What is no directory any more is none either.
             Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Some(Errno::XDEV) => self.blind.covered.extend(at.iter().cloned()),
             // A want of the moment: the next check places all watches anew, with a gap.
@@ -256,6 +257,8 @@ impl Inotify {
         let mask = mask_of(seen.mask);
         batch.kinds.count(mask);
         let name: &[u8] = if seen.name.is_empty() { b"." } else { &seen.name };
+        // Of a directory that left the roots there is none. If it comes back, the entry of the name it comes back to
+        // is behind this event, and for all of it.
         let spots = self.watches.spots(&seen.wd);
         let is_dir = mask.contains(Mask::ONDIR) && !seen.name.is_empty();
         if is_dir && seen.mask.intersects(EventMask::MOVED_FROM | EventMask::DELETE) {
