@@ -40,6 +40,16 @@ pub enum Command {
         /// One JSON object.
         #[arg(long)]
         json: bool,
+        /// Every two seconds, until `q` or Ctrl-C. On a pipe one block after the other, with --json one object per line.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Whether every root is the disk it should be, and watched. It has the kernel tell of each root, which writes
+    /// nothing. Ends with 0 if all is well, with 5 if a root is not, and with 75 if the tracker is down or hangs.
+    Health {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// The paths that wait to be looked at.
     Pending {
@@ -47,6 +57,7 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         leg: Option<String>,
         /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. Where SCOPE is `handle`, PATH is the file's handle in hex.
+        /// With --leg what it put off is among them, unmarked (SCOPE `full`: all of ROOT); --json marks it.
         #[arg(short = '0', long = "null", conflicts_with = "json")]
         null: bool,
         /// One JSON object per line.

@@ -107,6 +107,24 @@ fn a_commit_that_fails_leaves_nothing_behind_and_covers_nothing() {
 }
 
 #[test]
+fn what_waits_is_told_by_cursor_root_and_cause_with_the_age_of_the_oldest() {
+    let mut w = world();
+    w.changed("f", Mask::MODIFY, 30);
+    w.changed("g", Mask::MODIFY, 20);
+    let commit = Commit { changes: vec![Change::gap(w.root, Cause::Overflow)], ..Commit::default() };
+    let head = w.journal.append(&mut w.set, &commit, 40).unwrap().head;
+    let waiting = w.journal.waiting(&[0, head - 1, head]).unwrap();
+    let told = |at: usize| -> Vec<(Cause, u64, i64)> {
+        waiting[at].sums().map(|s| (s.cause, s.count, s.oldest_ns)).collect()
+    };
+    // The first row is the gap that each new root begins with.
+    assert_eq!(told(0), [(Cause::Event, 2, 20), (Cause::Overflow, 1, 40), (Cause::Rules, 1, 1)]);
+    assert_eq!(told(1), [(Cause::Overflow, 1, 40)]);
+    assert_eq!(told(2), []);
+    assert_eq!(w.journal.waiting(&[]).unwrap(), []);
+}
+
+#[test]
 fn pruning_waits_for_the_slowest_configured_leg_and_seqs_are_never_given_twice() {
     let mut w = world();
     w.attach("b2");

@@ -4,10 +4,23 @@
 use shared::entry::Handle;
 
 /// A file handle inside the buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandleRef<'a> {
     pub kind: i32,
     pub bytes: &'a [u8],
+}
+
+impl<'a> From<&'a Handle> for HandleRef<'a> {
+    fn from(handle: &'a Handle) -> HandleRef<'a> {
+        HandleRef { kind: handle.kind, bytes: &handle.bytes }
+    }
+}
+
+/// So that a table of handles can be asked without copying one: both hash alike.
+impl hashbrown::Equivalent<Handle> for HandleRef<'_> {
+    fn equivalent(&self, handle: &Handle) -> bool {
+        *self == HandleRef::from(handle)
+    }
 }
 
 impl HandleRef<'_> {
@@ -27,6 +40,8 @@ pub struct Named<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record<'a> {
     pub mask: u64,
+    /// Who made the event; 0 if that process is not seen from here.
+    pub pid: u32,
     pub at: Option<Named<'a>>,
     pub from: Option<Named<'a>>,
     pub to: Option<Named<'a>>,
@@ -139,7 +154,8 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         return Err(Damaged("its head has an unknown length"));
     }
     let mask = u64_at(event, 8).ok_or(Damaged("it has no mask"))?;
-    let mut record = Record { mask, ..Record::default() };
+    let pid = u32_at(event, 20).unwrap_or(0);
+    let mut record = Record { mask, pid, ..Record::default() };
     if record.is_overflow() {
         return Ok(record);
     }
@@ -155,6 +171,11 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         let (info, after) = rest.split_at(len);
         parse_info(info, &mut record)?;
         rest = after;
+    }
+    // Something changed, and only what is not known here says what.
+    let names = [record.at, record.from, record.to];
+    if record.error.is_none() && record.target.is_none() && names.iter().all(Option::is_none) {
+        return Err(Damaged("it names nothing that is known"));
     }
     Ok(record)
 }
@@ -284,7 +305,7 @@ pub mod tests {
     fn a_creation_names_its_directory_its_name_and_its_target() {
         let buffer = create();
         let record = all(&buffer)[0].unwrap();
-        assert_eq!(record.mask, libc::FAN_CREATE);
+        assert_eq!((record.mask, record.pid), (libc::FAN_CREATE, 17));
         assert_eq!(record.at.unwrap().name, b"file");
         assert_eq!(record.at.unwrap().dir, HandleRef { kind: 1, bytes: b"dirhandl" });
         assert_eq!(record.target.unwrap().bytes, b"filehand");
@@ -353,6 +374,8 @@ pub mod tests {
             assert!(all(&records)[0].is_err(), "{what}");
         }
         assert!(all(&event(libc::FAN_MODIFY, &[]))[0].is_err(), "an event that names nothing");
+        let unknown = event(libc::FAN_MODIFY, &[info(99, b"whatever")]);
+        assert!(all(&unknown)[0].is_err(), "an event whose names are not understood");
         assert!(all(&event(libc::FAN_MODIFY, &[named(INFO_DFID_NAME, b"d", b"")]))[0].is_err());
     }
 

@@ -1,7 +1,8 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
-mod heads;
+mod news;
+mod process;
 mod server;
 mod slot;
 mod start;
@@ -23,6 +24,7 @@ use shared::limits;
 use shared::status::{SCHEMA, Status};
 
 use server::Server;
+pub(crate) use slot::JOURNAL_ERROR;
 use slot::SlotHandle;
 pub use start::RunError;
 use start::Started;
@@ -68,10 +70,9 @@ struct Daemon {
     session: i64,
     boot_id: String,
     started_ns: i64,
+    started_boot_ns: i64,
     probed_boot_ns: i64,
     probes_due: BTreeSet<usize>,
-    /// Mounts changed while a probe was under way.
-    probe_again: bool,
     ended: usize,
     ready: usize,
     unclean: bool,
@@ -98,10 +99,10 @@ impl Daemon {
             boot_id: started.boot_id,
             inbox,
             started_ns: clock.wall_ns(),
+            started_boot_ns: clock.boot_ns(),
             probed_boot_ns: clock.boot_ns(),
             clock,
             probes_due: BTreeSet::new(),
-            probe_again: false,
             ended: 0,
             ready: 0,
             unclean: false,
@@ -129,17 +130,10 @@ impl Daemon {
                     if self.probes_due.remove(&slot) && self.probes_due.is_empty() {
                         self.probed_boot_ns = self.clock.boot_ns();
                         self.write_status();
-                        if std::mem::take(&mut self.probe_again) {
-                            self.probe();
-                        }
                     }
                 }
                 Ok(Report::Changed) => self.changed = true,
-                Ok(Report::Mounts) => {
-                    // A probe under way may have looked before the change.
-                    self.probe_again = !self.probes_due.is_empty();
-                    self.probe();
-                }
+                Ok(Report::Mounts) => self.slots.iter().for_each(SlotHandle::mounts_changed),
                 Ok(Report::Ended(clean)) => {
                     self.ended += 1;
                     self.unclean |= !clean;
@@ -216,8 +210,11 @@ impl Daemon {
             pid: std::process::id(),
             boot_id: self.boot_id.clone(),
             started_ns: self.started_ns,
+            started_boot_ns: self.started_boot_ns,
             written_ns: self.clock.wall_ns(),
             probed_boot_ns: self.probed_boot_ns,
+            rss_bytes: process::rss_bytes(),
+            cpu_ns: process::cpu_ns(),
             roots: Vec::new(),
             filesystems: Vec::new(),
         };

@@ -1,20 +1,29 @@
 //! What the other threads hold of a filesystem's thread: its inbox, its status, its progress.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::clock::{Clock as _, SystemClock};
+use shared::control::Canary;
 use shared::journal::RootState;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
 
+use crate::meter::Meter;
 use crate::roots::TrackedRoot;
+use crate::shell::news::Notice;
+use crate::shell::process;
 
 pub enum Message {
     /// Answered with the head.
     Flush(Sender<u64>),
+    /// Answered once what was queued with the canaries was read.
+    Canary(Sender<Vec<Canary>>),
     Probe,
+    /// Something was mounted or unmounted somewhere.
+    Mounts,
     Stop,
 }
 
@@ -28,12 +37,15 @@ pub struct SlotStatus {
 #[derive(Debug, Default)]
 pub struct SlotShared {
     status: Mutex<SlotStatus>,
+    meter: Mutex<Meter>,
     /// Counts the turns of the thread.
     pub progress: AtomicU64,
     /// The thread waits for a tracked disk.
     pub resolving: AtomicBool,
     /// A change of the status was reported and not yet written.
-    pub(super) told: AtomicBool,
+    pub(super) told: Notice,
+    /// Mounts changed, and the thread has not looked since.
+    pub(super) mounts: Notice,
 }
 
 impl SlotShared {
@@ -41,9 +53,19 @@ impl SlotShared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn status(&self) -> SlotStatus {
-        self.told.store(false, Ordering::Relaxed);
-        self.lock().clone()
+        self.told.take();
+        let mut seen = self.lock().clone();
+        let now = SystemClock.boot_ns();
+        let mut meter = self.meter();
+        seen.filesystem.commit_latency = meter.latency();
+        seen.filesystem.top_dirs = meter.top_dirs(now);
+        seen.filesystem.top_processes = meter.top_processes(now, process::name_of);
+        seen
     }
 }
 
@@ -70,6 +92,13 @@ impl Flusher {
         self.send(Message::Flush(answer));
         receiver
     }
+
+    /// The receiver gets what the kernel told of the roots of this filesystem.
+    pub fn canary(&self) -> Receiver<Vec<Canary>> {
+        let (answer, receiver) = bounded(1);
+        self.send(Message::Canary(answer));
+        receiver
+    }
 }
 
 /// A running thread.
@@ -79,6 +108,13 @@ pub struct SlotHandle {
 }
 
 impl SlotHandle {
+    /// Once for many: a thread that hangs with its disk would pile them up.
+    pub fn mounts_changed(&self) {
+        if self.shared.mounts.raise() {
+            self.flusher.send(Message::Mounts);
+        }
+    }
+
     pub fn probe(&self) {
         self.flusher.send(Message::Probe);
     }

@@ -2,7 +2,7 @@
 
 use shared::clock::Clock as _;
 use shared::entry::Cause;
-use shared::journal::{Change, Commit, RootState};
+use shared::journal::{Change, Commit, RootId, RootState};
 
 use super::{Slot, look_at};
 use crate::batch::{self, Batch};
@@ -76,17 +76,25 @@ impl Slot {
         {
             return Event::NotCommitted;
         }
+        // What it holds was read before this, and stays unread by us until then.
+        let ids: Vec<RootId> = self.parts.roots.iter().map(|r| r.id).collect();
+        if let Err(e) = self.linked.refresh(&self.parts.journal, &ids) {
+            self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
+            return Event::NotCommitted;
+        }
         let now = self.clock.boot_ns();
         let commit = self.on_disk(|slot| {
             let source = slot.source.as_mut()?;
             let mut batch = Batch::default();
+            batch.linked = std::mem::take(&mut slot.linked);
             source.translate(&mut batch, read, now);
+            slot.linked = std::mem::take(&mut batch.linked);
             let turn = source.doubt_turn(now);
             let doubts = source.doubt_count() as u64;
             if turn.gap {
                 batch.gap(&slot.parts.roots, Cause::Unresolved);
             }
-            slot.count(&batch, doubts);
+            slot.count_batch(&batch, doubts, now);
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
@@ -111,18 +119,6 @@ impl Slot {
         }
     }
 
-    pub(super) fn count(&self, batch: &Batch, doubts: u64) {
-        let mut status = self.shared.lock();
-        let fs = &mut status.filesystem;
-        fs.dropped += batch.dropped;
-        fs.overflows += batch.overflows;
-        fs.gaps += batch.gaps.len() as u64;
-        fs.doubts = doubts;
-        if let Some(error) = &batch.error {
-            fs.last_error.clone_from(error);
-        }
-    }
-
     pub(super) fn committed(&mut self, commit: Commit) -> Event {
         match self.store(commit) {
             true if self.more_to_translate => Event::CommittedPart,
@@ -144,15 +140,11 @@ impl Slot {
         }
         commit.intake = self.source.as_ref().and_then(|source| source.mark(&self.parts.fs_key));
         let at_ns = self.clock.wall_ns();
+        let begun = self.clock.boot_ns();
         match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
             Ok(done) => {
                 self.finish(true);
-                self.note(|s| {
-                    s.filesystem.entries += done.rows;
-                    s.filesystem.coalesced += done.coalesced;
-                    s.filesystem.commits += 1;
-                    s.filesystem.last_commit_ns = at_ns;
-                });
+                self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
                 self.recovered(JOURNAL_ERROR);
                 self.parts.heads.publish(done.head);
                 true
@@ -167,4 +159,4 @@ impl Slot {
 }
 
 /// How the error begins that ends when the journal takes entries again.
-const JOURNAL_ERROR: &str = "the journal does not take entries";
+pub(crate) const JOURNAL_ERROR: &str = "the journal does not take entries";

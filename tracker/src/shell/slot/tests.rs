@@ -31,6 +31,10 @@ impl EventSource for Played {
         self.reads.pop_front().unwrap_or(Ok(None))
     }
 
+    fn cached_dirs(&self) -> usize {
+        0
+    }
+
     fn translate(&mut self, _batch: &mut Batch, _read: u64, _now_ns: i64) {}
 
     fn check(&mut self) -> Checked {
