@@ -40,6 +40,8 @@ pub const DOUBTS_MAX: usize = 10_000;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the tracker waits until each filesystem has told of its canary.
+pub const CANARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `tracker stats` waits for the journal before it tells the rest without it.
 pub const STATS_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths one `tracker add` may name.

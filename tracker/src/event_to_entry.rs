@@ -31,6 +31,11 @@ pub fn is_subvolume(fs: &str, target: Option<HandleRef<'_>>) -> bool {
     fs == "btrfs" && inode == Some(BTRFS_SUBVOLUME_ROOT)
 }
 
+/// The subvolume that a btrfs handle is in: the second number of it.
+pub fn subvolume_of(handle: HandleRef<'_>) -> Option<u64> {
+    handle.bytes.get(8..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
+}
+
 pub fn scope_of(mask: Mask, subvolume: bool) -> Scope {
     let whole = mask.intersects(Mask::RENAME | Mask::DELETE) || (mask.contains(Mask::CREATE) && subvolume);
     if mask.contains(Mask::ONDIR) && whole { Scope::Subtree } else { Scope::SelfOnly }
@@ -144,6 +149,13 @@ mod tests {
         assert!(!is_subvolume("btrfs", Some((&handle(257)).into())));
         assert!(!is_subvolume("ext4", Some((&handle(256)).into())));
         assert!(!is_subvolume("btrfs", None));
+    }
+
+    #[test]
+    fn a_btrfs_handle_tells_its_subvolume() {
+        let bytes = [257u64.to_le_bytes(), 300u64.to_le_bytes()].concat();
+        assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes }), Some(300));
+        assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes[..12] }), None);
     }
 
     #[test]

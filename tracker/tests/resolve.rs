@@ -34,7 +34,7 @@ fn a_large_tree_that_is_removed_opens_no_gap() {
         return;
     }
     for kind in KINDS {
-        let disk = Mounted::image_of(kind, "loop", 400 << 20);
+        let disk = Mounted::image_of(kind, 400 << 20);
         // 20 trees of 1,000 directories, so that the queue is never full: the tracker is to be asked, not the queue.
         for tree in 0..20 {
             for dir in 0..100 {
@@ -132,7 +132,7 @@ fn a_directory_that_the_disk_does_not_give_any_more_is_a_gap() {
     let top = std::fs::File::open(&disk.point).unwrap();
     rustix::fs::syncfs(&top).unwrap();
     // The sector goes bad, and nobody remembers what it held.
-    let at = inode_at(disk.image_file(), inode);
+    let at = inode_at(&disk.image_file(), inode);
     let mut device = std::fs::OpenOptions::new().read(true).write(true).open(device_of(&disk)).unwrap();
     device.seek(std::io::SeekFrom::Start(at)).unwrap();
     let mut before = [0; 128];

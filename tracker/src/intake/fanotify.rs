@@ -1,6 +1,7 @@
 //! The fanotify source: one group and one filesystem mark for all roots of a filesystem.
 
 mod adopt;
+mod canary;
 mod event;
 mod links;
 mod place;
@@ -19,6 +20,7 @@ use crate::batch::Batch;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::resolve::{Lost, Resolver};
 use crate::roots::TrackedRoot;
+use canary::Canary;
 use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
@@ -45,6 +47,8 @@ pub struct Fanotify {
     marks: Vec<RootMark>,
     queue_max: u64,
     last_error: Option<(i32, u32)>,
+    /// By root.
+    canaries: Vec<Canary>,
 }
 
 impl Fanotify {
@@ -147,6 +151,18 @@ impl EventSource for Fanotify {
 
     fn check(&mut self) -> Checked {
         self.look()
+    }
+
+    fn is_steady(&self) -> bool {
+        self.is_marked()
+    }
+
+    fn ring(&mut self) {
+        self.ring_roots();
+    }
+
+    fn heard(&self) -> Vec<Option<bool>> {
+        self.canaries.iter().map(Canary::heard).collect()
     }
 
     fn drained(&mut self, now_ns: i64) {

@@ -109,6 +109,12 @@ impl Doubts {
         std::mem::take(&mut self.buried)
     }
 
+    /// The stream told of the end of all these at once.
+    pub fn settle_all(&mut self, of: impl Fn(&Handle) -> bool) {
+        let told: Vec<Handle> = self.open.keys().filter(|handle| of(handle)).cloned().collect();
+        told.iter().for_each(|handle| self.settle(handle.into()));
+    }
+
     /// The queue was read to its end.
     pub fn drained(&mut self, now_ns: i64) {
         for doubt in self.open.values_mut() {
@@ -170,6 +176,8 @@ impl Doubts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const S: i64 = 1_000_000_000;
@@ -194,6 +202,17 @@ mod tests {
         assert_eq!(doubts.turn(0).raised, [], "stored once");
         doubts.settle((&h(1)).into());
         assert_eq!(doubts.turn(0), Turn { settled: vec![h(1)], ..Turn::default() });
+    }
+
+    #[test]
+    fn the_end_of_many_at_once_leaves_the_others_in_doubt() {
+        let mut doubts = Doubts::default();
+        (1..=3).for_each(|n| _ = doubts.raise(h(n), 5));
+        doubts.turn(0);
+        doubts.settle_all(|handle| *handle != h(2));
+        let settled: BTreeSet<Handle> = doubts.turn(0).settled.into_iter().collect();
+        assert_eq!(settled, [h(1), h(3)].into());
+        assert_eq!(doubts.len(), 1);
     }
 
     #[test]

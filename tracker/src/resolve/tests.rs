@@ -185,3 +185,18 @@ fn a_cache_that_is_full_forgets_and_still_answers() {
         assert!(resolver.tree.bytes() <= 8_192);
     }
 }
+
+#[test]
+fn a_view_without_what_covers_it_shows_the_same() {
+    let Some(world) = World::new(&["d"]) else { return };
+    std::fs::write(world.root.join("d/f"), "").unwrap();
+    let top = std::fs::File::open(world.root.join("d")).unwrap();
+    let file = sys::name_to_handle(top.as_fd(), c"f").unwrap();
+    let mut resolver = world.resolver(8_192);
+    let before = resolver.name_of((&file).into()).unwrap();
+    assert_eq!(before, NameOf::Known { dir: world.handle("d"), name: b"f".to_vec(), only: true });
+    let mount = resolver.mount.as_mut().unwrap();
+    assert!(mount.uncover() && !mount.uncover(), "once");
+    assert_eq!(resolver.name_of((&file).into()).unwrap(), before);
+    assert_eq!(path(resolver.place((&world.handle("d")).into())), "d");
+}

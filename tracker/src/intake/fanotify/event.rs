@@ -28,6 +28,9 @@ impl Fanotify {
             self.note_error(error, batch);
             return Ok(());
         }
+        if self.hear(record) {
+            return Ok(());
+        }
         let mask = entry::mask_of(record.mask);
         batch.kinds.count(mask);
         let target = record.target;
@@ -169,6 +172,11 @@ impl Fanotify {
     fn follow_directory(&mut self, record: &Record<'_>, mask: Mask, target: HandleRef<'_>) {
         if mask.contains(Mask::DELETE) {
             self.resolver.tree.remove(target);
+            // A subvolume goes with all that is in it, of which nothing else is told.
+            if entry::is_subvolume(&self.fs, Some(target)) {
+                let gone = entry::subvolume_of(target);
+                self.doubts.settle_all(|handle| entry::subvolume_of(handle.into()) == gone);
+            }
             self.doubts.bury(target.to_handle());
         } else if record.to.is_some() {
             self.resolver.tree.detach(target);

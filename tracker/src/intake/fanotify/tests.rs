@@ -1,5 +1,6 @@
 //! What the events of a real directory become, in an order that the test chooses.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -153,6 +154,8 @@ fn the_mark_is_found_by_its_device_in_fdinfo() {
     assert!(marks(text, rustix::fs::makedev(7, 1)));
     assert!(!marks(text, rustix::fs::makedev(7, 0x10)));
     assert!(!marks("fanotify flags:200e00\n", rustix::fs::makedev(7, 1)));
+    let of_a_directory = "fanotify ino:2 sdev:700001 mflags:0 mask:40000020 ignored_mask:0 fhandle-bytes:8\n";
+    assert!(!marks(of_a_directory, rustix::fs::makedev(7, 1)));
 }
 
 #[test]
@@ -176,8 +179,32 @@ fn what_may_pass_is_no_refusal() {
         let error = refused(io::Error::from_raw_os_error(errno));
         assert!(matches!(error, PlaceError::Io { .. }), "{error}");
     }
-    let text = refused(io::Error::from_raw_os_error(libc::EMFILE)).to_string();
-    assert!(text.contains("max_user_groups"), "{text}");
+}
+
+#[test]
+fn a_canary_is_heard_once_is_no_change_and_leaves_no_mark_behind() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    assert_eq!(scene.source.heard(), [Some(true)], "at the start");
+    let path = format!("/proc/self/fdinfo/{}", scene.source.group.as_raw_fd());
+    let fdinfo = || std::fs::read_to_string(&path);
+    let before = fdinfo().unwrap();
+    scene.source.ring();
+    assert_eq!(scene.source.heard(), [Some(false)]);
+    assert_eq!(fdinfo().unwrap(), before);
+    let top = scene.handle("");
+    let opened = event(libc::FAN_OPEN | libc::FAN_ONDIR, &[named(DFID_NAME, &top, ".")]);
+    assert_eq!(scene.play(&[opened]), []);
+    assert_eq!(scene.source.heard(), [Some(true)]);
+}
+
+#[test]
+fn a_change_that_the_kernel_merged_with_a_canary_is_kept() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    scene.source.ring();
+    let mask = libc::FAN_OPEN | libc::FAN_ATTRIB | libc::FAN_ONDIR;
+    let merged = event(mask, &[named(DFID_NAME, &scene.handle(""), ".")]);
+    assert_eq!(scene.play(&[merged]), [(String::new(), Scope::SelfOnly, Cause::Event)]);
+    assert_eq!(scene.source.heard(), [Some(true)]);
 }
 
 /// The kernel merges the third rename into the event of the first, which stays where it is in the queue.

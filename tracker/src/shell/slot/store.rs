@@ -159,4 +159,4 @@ impl Slot {
 }
 
 /// How the error begins that ends when the journal takes entries again.
-const JOURNAL_ERROR: &str = "the journal does not take entries";
+pub(crate) const JOURNAL_ERROR: &str = "the journal does not take entries";
