@@ -6,6 +6,7 @@ mod append;
 mod coalesce;
 mod deferred;
 mod leg;
+mod linked;
 mod root;
 mod schema;
 #[cfg(test)]
@@ -22,7 +23,7 @@ use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
-pub use coalesce::{Coalesce, key, random_seed};
+pub use coalesce::{Coalesce, key, key_of, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState, Session};
