@@ -1,9 +1,11 @@
 //! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
 //! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `doubt`, `session`;
-//! a leg its own rows of `leg`, `deferred` and `linked`.
+//! a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of a laggard.
 
 mod append;
+mod bound;
 mod coalesce;
+mod cover;
 mod deferred;
 mod leg;
 mod root;
@@ -21,6 +23,7 @@ use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt};
+pub use bound::Bounded;
 pub use coalesce::{Coalesce, key, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
@@ -143,7 +146,6 @@ impl Journal {
         Ok(())
     }
 
-    /// A line for people; the oldest go when there are too many.
     pub fn add_history(
         &mut self,
         at_ns: i64,
@@ -151,17 +153,7 @@ impl Journal {
         root: Option<&str>,
         text: &str,
     ) -> Result<(), DatabaseError> {
-        self.write("write history", |tx| {
-            tx.execute(
-                "INSERT INTO history(at_ns, kind, root, text) VALUES (?1, ?2, ?3, ?4)",
-                params![at_ns, kind, root, text],
-            )?;
-            tx.execute(
-                "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
-                params![limits::HISTORY_ROWS_MAX],
-            )?;
-            Ok(())
-        })
+        self.write("write history", |tx| history(tx, at_ns, kind, root, text))
     }
 
     /// Newest first.
@@ -215,6 +207,30 @@ fn read_path(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<RelPath> 
 
 fn read_mask(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Mask> {
     Ok(Mask::from_bits_retain(r.get(column)?))
+}
+
+/// A new seq that no entry has.
+fn bump_head(tx: &Transaction<'_>) -> rusqlite::Result<u64> {
+    tx.query_row("UPDATE meta SET head = head + 1 RETURNING head", [], |r| r.get(0))
+}
+
+/// A line for people; the oldest go when there are too many.
+fn history(
+    tx: &Transaction<'_>,
+    at_ns: i64,
+    kind: &str,
+    root: Option<&str>,
+    text: &str,
+) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT INTO history(at_ns, kind, root, text) VALUES (?1, ?2, ?3, ?4)",
+        params![at_ns, kind, root, text],
+    )?;
+    tx.execute(
+        "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
+        params![limits::HISTORY_ROWS_MAX],
+    )?;
+    Ok(())
 }
 
 /// The head within a transaction.

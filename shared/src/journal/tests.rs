@@ -1,5 +1,7 @@
 //! The journal as its users see it: what is committed, claimed, read, acked, owed and pruned.
 
+mod coverage;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -19,7 +21,10 @@ fn roots(text: &str) -> Vec<crate::config::Root> {
 }
 
 fn world() -> World {
-    let dir = tempfile::tempdir().unwrap();
+    world_in(tempfile::tempdir().unwrap())
+}
+
+fn world_in(dir: TempDir) -> World {
     let mut journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
     let root = journal.put_roots(&roots(CONFIG), 1).unwrap()[0].id;
     World { _dir: dir, journal, set: Coalesce::default(), root }
