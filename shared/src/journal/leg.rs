@@ -4,7 +4,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::deferred::{NewDeferred, owe, upsert};
-use super::{Class, Journal, JournalId, RootId, bump_head, head};
+use super::{Class, Journal, JournalId, RootId, bump_head, head, history};
 use crate::database::DatabaseError;
 use crate::entry::{Mask, Scope};
 use crate::path::RelPath;
@@ -91,7 +91,7 @@ impl Journal {
     }
 
     /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
-    /// together writes one row of scope `full` per root, all in one transaction. A root that is new to the leg, or
+    /// together writes one row of scope `full` per root, with a line for people, all in one transaction. A root that is new to the leg, or
     /// that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left goes.
     pub fn attach_leg(
         &mut self,
@@ -134,6 +134,8 @@ impl Journal {
                 let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
                 if let Some(reason) = reason {
                     upsert(tx, name, &full_pass_row(root.id, head, now_ns, reason))?;
+                    let text = format!("leg {name}: full pass, {reason}");
+                    history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
                 }
             }
             store_leg(tx, &leg)?;
@@ -199,6 +201,10 @@ fn forget_roots_that_left(tx: &Transaction<'_>, leg: &str, roots: &[LegRootFacts
         tx.execute("DELETE FROM deferred WHERE leg = ?1 AND root = ?2", params![leg, gone.0])?;
     }
     Ok(())
+}
+
+fn root_name(tx: &Transaction<'_>, root: RootId) -> rusqlite::Result<Option<String>> {
+    tx.query_row("SELECT name FROM root WHERE id = ?1", [root.0], |r| r.get(0)).optional()
 }
 
 fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
-use crate::database::{self, DatabaseError, Mode};
+use crate::database::{self, DatabaseError, Mode, Watch};
 use crate::entry::{Cause, Handle, Mask, Scope};
 use crate::limits;
 use crate::path::RelPath;
@@ -64,6 +64,7 @@ pub struct HistoryRow {
 pub struct Journal {
     conn: Connection,
     path: PathBuf,
+    watch: Watch,
     id: JournalId,
 }
 
@@ -73,7 +74,7 @@ impl Journal {
         let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
         let id: [u8; 16] = rand::random();
         let name = "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)";
-        database::write(&mut conn, path, "name the journal", |tx| tx.execute(name, params![id]))?;
+        database::write(&mut conn, path, None, "name the journal", |tx| tx.execute(name, params![id]))?;
         Self::identified(conn, path)
     }
 
@@ -87,7 +88,8 @@ impl Journal {
         let id = conn
             .query_row("SELECT journal_id FROM meta", [], |r| r.get(0))
             .map_err(|e| DatabaseError::new(path, "read the journal's id", e))?;
-        Ok(Journal { conn, path: path.to_owned(), id: JournalId(id) })
+        let watch = Watch::new(path, &conn, schema::MIGRATIONS)?;
+        Ok(Journal { conn, path: path.to_owned(), watch, id: JournalId(id) })
     }
 
     pub fn id(&self) -> JournalId {
@@ -176,7 +178,7 @@ impl Journal {
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        database::write(&mut self.conn, &self.path, op, work)
+        database::write(&mut self.conn, &self.path, Some(&self.watch), op, work)
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {

@@ -77,7 +77,7 @@ fn collect(journal: &Journal, leg: Option<&Leg>) -> Result<Vec<Row>, shared::dat
     let (head, _) = journal.head_and_floor()?;
     let mut after = match leg {
         // A leg that never ran begins with a full pass and owes no entry.
-        Some(leg) => journal.leg(leg.name.as_str())?.map_or(0, |l| l.acked),
+        Some(leg) => journal.leg(leg.name.as_str())?.map_or(0, |l| l.cursor()),
         None => 0,
     };
     let mut rows = Vec::new();

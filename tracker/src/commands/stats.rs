@@ -129,7 +129,8 @@ fn journal_stats(config: &Config, journal: &Journal) -> Result<JournalStats, Dat
     // What every leg has acked waits for nobody, also before it is pruned.
     let rows = config.legs.iter().map(|leg| journal.leg(leg.name.as_str()));
     let rows = rows.collect::<Result<Vec<_>, _>>()?;
-    let slowest = rows.iter().map(|row| row.as_ref().map_or(floor, |leg| leg.acked)).min().unwrap_or(floor);
+    let slowest =
+        rows.iter().map(|row| row.as_ref().map_or(floor, |leg| leg.cursor())).min().unwrap_or(floor);
     let known = journal.roots()?;
     let mut roots = Vec::new();
     for row in known.iter().filter(|r| config.roots.iter().any(|c| c.name.as_str() == r.name)) {
@@ -148,10 +149,11 @@ fn journal_stats(config: &Config, journal: &Journal) -> Result<JournalStats, Dat
         let row = journal.leg(name)?;
         let (claimed, acked, last_ack_ns) =
             row.as_ref().map_or((0, 0, 0), |l| (l.claimed, l.acked, l.last_ack_ns));
+        let cursor = row.as_ref().map_or(0, |leg| leg.cursor());
         let mut pending = 0;
         for root in &leg.roots {
             if let Some(known) = known.iter().find(|r| r.name == root.root.as_str()) {
-                pending += journal.pending(known.id, acked)?.0;
+                pending += journal.pending(known.id, cursor)?.0;
             }
         }
         let deferred = journal.deferred_count(name)?;
