@@ -40,8 +40,14 @@ pub const DOUBTS_MAX: usize = 10_000;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
-/// Paths one `tracker add` may name.
+/// Paths one `tracker add` may name, and how many a user may add per second once they have added so many at once.
 pub const ADD_PATHS_MAX: usize = 100_000;
+pub const ADD_PATHS_PER_SECOND: u64 = 10_000;
+/// Flushes of one user: so many at once, then per second. A leg that watches asks for four a second at most.
+pub const FLUSH_BURST: u64 = 500;
+pub const FLUSHES_PER_SECOND: u64 = 100;
+/// Users whose requests are counted at once.
+pub const RATED_USERS_MAX: usize = 256;
 /// Bytes of one message on the control socket.
 pub const CONTROL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 

@@ -98,12 +98,14 @@ impl Journal {
     }
 
     /// Drops the rows that every leg in `legs` has acked. Legs without a row hold nothing back (their first run is
-    /// a full pass), nor do rows of legs not named here. Without any such leg nothing is dropped.
+    /// a full pass), nor do rows of legs not named here. Without any such leg nothing is dropped, and where there is
+    /// nothing to drop nothing is written.
     pub fn prune(&mut self, legs: &[String]) -> Result<u64, DatabaseError> {
-        self.write("prune entries", |tx| match lowest_cursor(tx, legs)? {
-            Some(floor) => prune_to(tx, floor),
-            None => Ok(0),
-        })
+        let (_, floor) = self.head_and_floor()?;
+        match lowest_cursor(&self.conn, legs).map_err(self.fail("read the legs"))? {
+            Some(lowest) if lowest > floor => self.write("prune entries", |tx| prune_to(tx, lowest)),
+            _ => Ok(0),
+        }
     }
 
     /// The doubts of a filesystem, oldest epoch first.

@@ -184,15 +184,15 @@ fn absorb(tx: &Transaction<'_>, leg: &str, row: NewDeferred) -> rusqlite::Result
 
 /// The legs that wait for entries: those in `legs` that have run. One from under which entries were pruned while the
 /// configuration did not name it waits for none: its next run is a full pass, and must be one.
-fn readers(tx: &Transaction<'_>, legs: &[String]) -> rusqlite::Result<Vec<Leg>> {
-    let floor: u64 = tx.query_row("SELECT floor FROM meta", [], |r| r.get(0))?;
+fn readers(conn: &Connection, legs: &[String]) -> rusqlite::Result<Vec<Leg>> {
+    let floor: u64 = conn.query_row("SELECT floor FROM meta", [], |r| r.get(0))?;
     let waits = |leg: &Leg| legs.contains(&leg.name) && leg.cursor() >= floor;
-    Ok(Leg::all(tx)?.into_iter().filter(waits).collect())
+    Ok(Leg::all(conn)?.into_iter().filter(waits).collect())
 }
 
 /// Up to where every leg that waits for entries is done; `None` if there is none.
-pub(super) fn lowest_cursor(tx: &Transaction<'_>, legs: &[String]) -> rusqlite::Result<Option<u64>> {
-    Ok(readers(tx, legs)?.iter().map(Leg::cursor).min())
+pub(super) fn lowest_cursor(conn: &Connection, legs: &[String]) -> rusqlite::Result<Option<u64>> {
+    Ok(readers(conn, legs)?.iter().map(Leg::cursor).min())
 }
 
 pub(super) fn prune_to(tx: &Transaction<'_>, floor: u64) -> rusqlite::Result<u64> {

@@ -1,7 +1,7 @@
 //! A leg's side: claim before the first look, read from acked, ack after the catalog has it. And the check which
 //! database belongs to which, so that a lost, restored, copied or recreated one is harmless.
 
-use rusqlite::{OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::deferred::{NewDeferred, owe, upsert};
 use super::{Class, Journal, JournalId, RootId, bump_head, head, history};
@@ -30,8 +30,8 @@ impl Leg {
         self.acked.max(self.collapsed_to)
     }
 
-    pub(super) fn all(tx: &Transaction<'_>) -> rusqlite::Result<Vec<Leg>> {
-        tx.prepare_cached(&format!("{SELECT_LEG} ORDER BY name"))?.query_map([], read_leg)?.collect()
+    pub(super) fn all(conn: &Connection) -> rusqlite::Result<Vec<Leg>> {
+        conn.prepare_cached(&format!("{SELECT_LEG} ORDER BY name"))?.query_map([], read_leg)?.collect()
     }
 }
 

@@ -92,6 +92,11 @@ impl Journal {
         Ok(Journal { conn, path: path.to_owned(), watch, id: JournalId(id) })
     }
 
+    /// Whether the file is still in its place, with the schema it had.
+    pub fn check_place(&self) -> Result<(), DatabaseError> {
+        self.watch.check(&self.path, &self.conn)
+    }
+
     pub fn id(&self) -> JournalId {
         self.id
     }
