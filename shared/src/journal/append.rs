@@ -1,6 +1,6 @@
 //! The tracker's side: one transaction per batch takes the entries, the doubts and what they replace.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::bound::{lowest_cursor, prune_to};
 use super::coalesce::{Coalesce, Decision, Watermarks};
@@ -8,6 +8,7 @@ use super::leg::Leg;
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Cause, Handle, Mask, Scope};
+use crate::kill;
 use crate::path::RelPath;
 
 /// A path to look at again, before it has a seq.
@@ -43,6 +44,14 @@ pub struct Doubt {
     pub epoch: u64,
 }
 
+/// The batch of an intake buffer that a transaction takes: each counts once, whoever commits it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntakeMark {
+    pub fs: String,
+    pub buffer_id: [u8; 16],
+    pub epoch: u64,
+}
+
 /// What one transaction takes.
 #[derive(Debug, Clone, Default)]
 pub struct Commit {
@@ -50,6 +59,8 @@ pub struct Commit {
     pub doubts: Vec<Doubt>,
     /// Doubts that the stream has answered.
     pub settled: Vec<(String, Handle)>,
+    /// The buffer that the changes were read into.
+    pub intake: Option<IntakeMark>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,6 +94,11 @@ impl Journal {
                 tx.prepare_cached("DELETE FROM doubt WHERE fs = ?1 AND handle = ?2")?
                     .execute(params![fs, handle.to_blob()])?;
             }
+            if let Some(mark) = &batch.intake {
+                tx.prepare_cached("INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)")?
+                    .execute(params![mark.fs, mark.buffer_id, mark.epoch])?;
+            }
+            kill::point("transaction");
             Ok(appended)
         });
         match done {
@@ -106,6 +122,17 @@ impl Journal {
             Some(lowest) if lowest > floor => self.write("prune entries", |tx| prune_to(tx, lowest)),
             _ => Ok(0),
         }
+    }
+
+    /// The last batch that was taken from a filesystem's buffer.
+    pub fn intake(&self, fs: &str) -> Result<Option<IntakeMark>, DatabaseError> {
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok(IntakeMark { fs: fs.to_owned(), buffer_id: r.get(0)?, epoch: r.get(1)? })
+        };
+        self.conn
+            .query_row("SELECT buffer_id, epoch FROM intake WHERE fs = ?1", [fs], read)
+            .optional()
+            .map_err(self.fail("read what was taken from the buffer"))
     }
 
     /// The doubts of a filesystem, oldest epoch first.

@@ -189,7 +189,7 @@ impl Model {
         let Writer { queue, set, .. } = &mut self.writers[writer];
         // An epoch that SQLite cannot hold, after all the entries.
         let doubt = Doubt { fs: "fs".into(), handle: Handle { kind: 1, bytes: vec![1] }, epoch: u64::MAX };
-        let commit = Commit { changes: queue.clone(), doubts: vec![doubt], settled: Vec::new() };
+        let commit = Commit { changes: queue.clone(), doubts: vec![doubt], ..Commit::default() };
         if self.plant == Plant::KeptAfterRollback {
             let failing = |tx: &Transaction<'_>| {
                 append_changes(tx, set, &watermarks(tx)?, &commit.changes, 0)?;

@@ -11,18 +11,21 @@ use crate::intake::{RootSeen, settled_by_gap};
 
 impl Slot {
     pub(super) fn commit_gap(&mut self, cause: Cause) -> Event {
-        let doubts = match self.parts.journal.doubts(&self.parts.fs_key) {
-            Ok(doubts) => settled_by_gap(doubts),
-            Err(e) => {
-                self.note_error(&e.to_string());
-                return Event::NotCommitted;
-            }
-        };
-        let commit = Commit {
-            changes: self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect(),
-            doubts: Vec::new(),
-            settled: doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect(),
-        };
+        let mut commit = Commit::default();
+        if self.gaps.is_empty() {
+            let doubts = match self.parts.journal.doubts(&self.parts.fs_key) {
+                Ok(doubts) => settled_by_gap(doubts),
+                Err(e) => {
+                    self.note_error(&e.to_string());
+                    return Event::NotCommitted;
+                }
+            };
+            commit.changes = self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect();
+            commit.settled = doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect();
+        } else {
+            let roots = self.gaps.iter();
+            commit.changes = roots.map(|&(r, cause)| Change::gap(self.parts.roots[r].id, cause)).collect();
+        }
         let stored = self.store(commit);
         if !stored {
             // It is made anew at the next try.
@@ -31,10 +34,19 @@ impl Slot {
         }
         self.note(|s| s.filesystem.gaps += 1);
         self.record_gaps(&[cause]);
+        self.gaps.clear();
+        self.complete();
+        Event::Committed
+    }
+
+    /// Whatever was missed is covered, and nothing is missed from here on.
+    pub(super) fn complete(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.in_force();
+        }
         self.watching = true;
         let seen = look_at(&self.parts.roots);
         self.store_states(&seen, true);
-        Event::Committed
     }
 
     /// What the journal and the status say of the roots. `ok` only once the gap is committed.
@@ -74,7 +86,7 @@ impl Slot {
             if turn.gap {
                 batch.gap(&slot.parts.roots, Cause::Unresolved);
             }
-            slot.count(&batch, doubts);
+            slot.count_batch(&batch, doubts, now);
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
@@ -99,36 +111,32 @@ impl Slot {
         }
     }
 
-    pub(super) fn count(&self, batch: &Batch, doubts: u64) {
-        let mut status = self.shared.lock();
-        let fs = &mut status.filesystem;
-        fs.dropped += batch.dropped;
-        fs.overflows += batch.overflows;
-        fs.gaps += batch.gaps.len() as u64;
-        fs.doubts = doubts;
-        if let Some(error) = &batch.error {
-            fs.last_error.clone_from(error);
+    pub(super) fn committed(&mut self, commit: Commit) -> Event {
+        match self.store(commit) {
+            true if self.more_to_translate => Event::CommittedPart,
+            true => Event::Committed,
+            false => Event::NotCommitted,
         }
     }
 
-    pub(super) fn committed(&mut self, commit: Commit) -> Event {
-        if self.store(commit) { Event::Committed } else { Event::NotCommitted }
+    /// Tells the source that what it translated is done with.
+    fn finish(&mut self, counted: bool) {
+        self.more_to_translate = self.source.as_mut().is_some_and(|source| source.finish(counted));
     }
 
     /// Commits, or keeps it for the next try.
-    pub(super) fn store(&mut self, commit: Commit) -> bool {
+    pub(super) fn store(&mut self, mut commit: Commit) -> bool {
         if batch::is_empty(&commit) {
+            self.finish(false);
             return true;
         }
+        commit.intake = self.source.as_ref().and_then(|source| source.mark(&self.parts.fs_key));
         let at_ns = self.clock.wall_ns();
+        let begun = self.clock.boot_ns();
         match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
             Ok(done) => {
-                self.note(|s| {
-                    s.filesystem.entries += done.rows;
-                    s.filesystem.coalesced += done.coalesced;
-                    s.filesystem.commits += 1;
-                    s.filesystem.last_commit_ns = at_ns;
-                });
+                self.finish(true);
+                self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
                 self.recovered(JOURNAL_ERROR);
                 self.parts.heads.publish(done.head);
                 true
