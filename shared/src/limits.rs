@@ -45,6 +45,8 @@ pub const FILESYSTEMS_MAX: usize = 120;
 pub const HANDLE_CACHE_DIRS_MAX: usize = 262_144;
 /// Doubts kept per filesystem before they become one gap.
 pub const DOUBTS_MAX: usize = 10_000;
+/// Room on the state disk that is kept for the gaps to be written when it is full.
+pub const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Interval of the probe of each root, and of the heartbeat in the status file.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.

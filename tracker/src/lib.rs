@@ -8,6 +8,7 @@ pub mod event_to_entry;
 pub mod intake;
 pub mod meter;
 pub mod mounts;
+pub mod rate;
 pub mod resolve;
 pub mod roots;
 pub mod shell;

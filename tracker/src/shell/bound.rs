@@ -61,7 +61,9 @@ impl Bound {
         if done.collapses > 0 {
             self.collapses.fetch_add(done.collapses, Ordering::Relaxed);
             let (max, dropped) = (self.entries_max, done.dropped);
-            tracing::warn!("the journal had more than {max} entries: {dropped} went, for legs that lag behind");
+            tracing::warn!(
+                "the journal had more than {max} entries: {dropped} went, for legs that lag behind"
+            );
         }
         Ok(())
     }
