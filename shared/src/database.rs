@@ -4,11 +4,13 @@
 use std::cell::Cell;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 
@@ -180,6 +182,13 @@ pub fn write<T>(
     let out = work(&tx).map_err(fail)?;
     tx.commit().map_err(fail)?;
     Ok(out)
+}
+
+/// A consistent copy in a new or empty file, whatever its name.
+pub fn copy_to(conn: &Connection, path: &Path, to: &Path) -> Result<(), DatabaseError> {
+    let name = ToSqlOutput::Borrowed(ValueRef::Text(to.as_os_str().as_bytes()));
+    conn.execute("VACUUM INTO ?1", [name]).map_err(|e| DatabaseError::new(path, "copy", e))?;
+    Ok(())
 }
 
 /// The other user of a shared file must not get code run or rows swallowed in this process: a planted trigger

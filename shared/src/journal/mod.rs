@@ -4,6 +4,7 @@
 
 mod append;
 mod bound;
+mod check;
 mod coalesce;
 mod cover;
 mod deferred;
@@ -141,8 +142,7 @@ impl Journal {
 
     /// A consistent copy in a new file.
     pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
-        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
-        Ok(())
+        database::copy_to(&self.conn, &self.path, path)
     }
 
     pub fn add_history(

@@ -162,8 +162,7 @@ impl Catalog {
 
     /// A consistent copy in a new file.
     pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
-        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
-        Ok(())
+        database::copy_to(&self.conn, &self.path, path)
     }
 
     fn write<T>(

@@ -231,6 +231,11 @@ impl World {
         self.running.take().unwrap().child.wait().unwrap().code().unwrap()
     }
 
+    /// Waits for an end that nobody asked for, and returns the exit code.
+    pub fn wait(&mut self) -> i32 {
+        self.running.take().unwrap().child.wait().unwrap().code().unwrap()
+    }
+
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.running.take().unwrap().child.wait().unwrap();
