@@ -110,6 +110,17 @@ impl Journal {
         self.select_deferred(&sql, params![leg, root.0, now_ns, far, limit])
     }
 
+    /// The roots of which a full pass may begin now.
+    pub fn full_passes_due(&self, leg: &str, now_ns: i64) -> Result<Vec<RootId>, DatabaseError> {
+        let far = now_ns.saturating_add(limits::BACKOFF_MAX.as_nanos() as i64);
+        let sql = format!(
+            "SELECT {COLUMNS} FROM deferred
+             WHERE leg = ?1 AND scope = ?2 AND (not_before_ns <= ?3 OR not_before_ns > ?4)"
+        );
+        let rows = self.select_deferred(&sql, params![leg, Scope::Full, now_ns, far])?;
+        Ok(rows.into_iter().map(|row| row.key.root).collect())
+    }
+
     /// All rows of a leg, oldest first.
     pub fn deferred(&self, leg: &str, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
         let sql = format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 ORDER BY since_ns, path LIMIT ?2");

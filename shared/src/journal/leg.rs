@@ -90,6 +90,16 @@ impl Journal {
         row.optional().map_err(self.fail("read a leg"))
     }
 
+    /// Whether a catalog of this id can be this leg's: the one its row names or, before its first run, one that no other
+    /// leg's row names.
+    pub fn may_have_catalog(&self, leg: &str, catalog_id: [u8; 16]) -> Result<bool, DatabaseError> {
+        let legs = Leg::all(&self.conn).map_err(self.fail("read the legs"))?;
+        Ok(match legs.iter().find(|known| known.name == leg) {
+            Some(known) => known.catalog_id == catalog_id,
+            None => legs.iter().all(|known| known.catalog_id != catalog_id),
+        })
+    }
+
     /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
     /// together writes one row of scope `full` per root, with a line for people, all in one transaction. A root that is new to the leg, or
     /// that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left goes.

@@ -40,13 +40,16 @@ impl Run<'_> {
         self.check_rules()?;
         let cursor = self.leg_row.as_ref().map_or(0, Leg::cursor);
         let mut works = Vec::new();
+        // Everything in them is compared with the destination's listing right after: before that, what stands there
+        // would be taken for missing and sent again.
+        let compared = self.parts.journal.full_passes_due(&leg, self.parts.clock.wall_ns())?;
         let mut after = cursor;
         loop {
             let entries = self.parts.journal.read(after, self.head, limits::READ_ROWS_MAX)?;
             let Some(last) = entries.last() else { break };
             after = last.seq;
             self.report.entries += entries.len() as u64;
-            for entry in &entries {
+            for entry in entries.iter().filter(|e| !compared.contains(&e.root)) {
                 self.add_entry(entry, &mut works)?;
             }
         }
