@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use shared::entry::Scope;
 use shared::exit::Exit;
@@ -13,6 +14,7 @@ use tests::dir_leg::{LEG, fill, mirrored, same, same_at, world};
 use tests::mount::{LoopFs, available};
 use tests::played::Bent;
 use tests::programs::{Daemon, call, text};
+use tests::tmpfs::Tmpfs;
 use tests::world::{MADE, ROOT, WRITTEN, World};
 
 /// A further leg that mirrors the root to a directory of the leg's name.
@@ -300,6 +302,10 @@ impl Real {
         self.dir.path().join("longshore.toml")
     }
 
+    fn flush(&self) -> Output {
+        call("tracker", &self.config(), &["flush"])
+    }
+
     /// The exit code of a run, and what it said.
     fn sync(&self) -> (Option<i32>, String) {
         let out = call("syncer", &self.config(), &["run"]);
@@ -372,4 +378,41 @@ fn a_journal_that_is_lost_or_restored_under_the_real_programs() {
     real.synced();
     let history = Journal::open_to_read(&journal).unwrap().history(100).unwrap();
     assert!(history.iter().any(|h| h.text.contains("the leg is new to this journal")), "{history:?}");
+}
+
+#[test]
+fn everything_that_changed_while_the_state_disk_was_full_reaches_the_leg() {
+    if !available("ext4") {
+        return;
+    }
+    let real = Real::new();
+    let root = real.fs.path().join("root");
+    let state = real.dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let _small = Tmpfs::sized(&state, "16m");
+    let (old, gone) = (root.join("old"), root.join("gone"));
+    [&old, &gone].into_iter().for_each(|file| fs::write(file, "before").unwrap());
+    let daemon = Daemon::start(&real.config());
+    real.synced();
+    let filler = state.join("filler");
+    assert!(fs::write(&filler, vec![0; 16 << 20]).is_err(), "it is full now");
+    fs::write(&old, "while it was full").unwrap();
+    fs::remove_file(&gone).unwrap();
+    for n in 0..2_000 {
+        fs::write(root.join(format!("new-{n}")), "x").unwrap();
+    }
+    let out = real.flush();
+    assert!(matches!(out.status.code(), Some(0 | 75)), "it answers or says that it cannot: {}", text(&out));
+    // A leg may claim what is there meanwhile; what comes after is no less covered.
+    real.sync();
+    fs::write(&old, "still full").unwrap();
+    let out = real.flush();
+    assert!(matches!(out.status.code(), Some(0 | 75)), "{}", text(&out));
+    fs::remove_file(&filler).unwrap();
+    fs::write(root.join("after"), "there is room").unwrap();
+    real.synced();
+    let journal = Journal::open_to_read(&state.join("journal.db")).unwrap();
+    let history = journal.history(100).unwrap();
+    assert!(history.iter().any(|h| h.kind == "gap" && h.text.contains("disk-full")), "{history:?}");
+    assert_eq!(daemon.stop(), Some(0));
 }

@@ -28,7 +28,7 @@ struct Collapse {
     rows: Vec<NewDeferred>,
 }
 
-struct Plan {
+pub(super) struct Plan {
     /// Up to here the entries were looked at.
     head: u64,
     collapses: Vec<Collapse>,
@@ -91,7 +91,7 @@ fn gatherable(conn: &Connection) -> rusqlite::Result<Vec<(String, NewDeferred)>>
     conn.prepare_cached(sql)?.query_map(params![Scope::Full, RootState::Ok], read)?.collect()
 }
 
-fn plan(tx: &Transaction<'_>, legs: &[String], max: u64) -> rusqlite::Result<Option<Plan>> {
+pub(super) fn plan(tx: &Transaction<'_>, legs: &[String], max: u64) -> rusqlite::Result<Option<Plan>> {
     let count: u64 = tx.query_row("SELECT count(*) FROM entry", [], |r| r.get(0))?;
     if count <= max {
         return Ok(None);
@@ -116,7 +116,12 @@ fn plan(tx: &Transaction<'_>, legs: &[String], max: u64) -> rusqlite::Result<Opt
     Ok(Some(plan))
 }
 
-fn carry_out(tx: &Transaction<'_>, plan: &Plan, legs: &[String], now_ns: i64) -> rusqlite::Result<Bounded> {
+pub(super) fn carry_out(
+    tx: &Transaction<'_>,
+    plan: &Plan,
+    legs: &[String],
+    now_ns: i64,
+) -> rusqlite::Result<Bounded> {
     // A seq of its own: a leg that works off a row of the same path must not take it for the one it read.
     let seq = bump_head(tx)?;
     let mut done = Bounded::default();

@@ -1,5 +1,6 @@
 //! The journal as its users see it: what is committed, claimed, read, acked, owed and pruned.
 
+mod bound;
 mod coverage;
 
 use tempfile::TempDir;
