@@ -25,7 +25,12 @@ fn run(program: &str, args: &[&str]) -> Result<Output, String> {
 impl LoopFs {
     /// Needs root, loop devices and the mkfs program of the kind.
     pub fn new(kind: &str) -> Result<LoopFs, String> {
-        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        LoopFs::new_in(kind, &std::env::temp_dir())
+    }
+
+    /// With its image below `place`: in memory, no other job on the disk is measured with it.
+    pub fn new_in(kind: &str, place: &Path) -> Result<LoopFs, String> {
+        let dir = tempfile::tempdir_in(place).map_err(|e| e.to_string())?;
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(400 << 20).map_err(|e| e.to_string())?; // xfs wants 300 MiB

@@ -2,6 +2,7 @@
 //! tree answers.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use shared::entry::Handle;
 use shared::path::RelPath;
 use syncer::report::Report;
 use syncer::run::{Parts, Rest, Tracker};
-use syncer::tree::{Look, Names, SourceFile, Tree, TreeError, Xattrs};
+use syncer::tree::{Look, Names, SourceFile, Stat, Tree, TreeError, Xattrs};
 
 /// A tracker that is up, or not, and at whose flushes the test may do something.
 pub struct PlayedTracker {
@@ -67,6 +68,8 @@ pub struct Bent {
     pub unknown: Option<&'static str>,
     /// Called before a file is opened.
     pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called after a file was read and found unchanged.
+    pub after_read: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Bent {
@@ -93,6 +96,33 @@ struct BentTree {
 impl BentTree {
     fn is_unknown(&self, path: &[u8]) -> bool {
         self.bent.unknown.is_some_and(|unknown| unknown.as_bytes() == path)
+    }
+}
+
+struct BentFile {
+    real: Arc<dyn SourceFile>,
+    after_read: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl SourceFile for BentFile {
+    fn stat(&self) -> &Stat {
+        self.real.stat()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.real.read_at(buffer, offset)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        self.real.next_data(from)
+    }
+
+    fn unchanged(&self) -> io::Result<bool> {
+        let unchanged = self.real.unchanged()?;
+        if let Some(work) = &self.after_read {
+            work();
+        }
+        Ok(unchanged)
     }
 }
 
@@ -123,7 +153,8 @@ impl Tree for BentTree {
         if let Some(work) = &self.bent.at_open {
             work();
         }
-        self.real.open(path)
+        let real = self.real.open(path)?;
+        Ok(Arc::new(BentFile { real, after_read: self.bent.after_read.clone() }))
     }
 
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {

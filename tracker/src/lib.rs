@@ -6,6 +6,7 @@ pub mod commands;
 pub mod daemon;
 pub mod event_to_entry;
 pub mod intake;
+pub mod linked;
 pub mod meter;
 pub mod mounts;
 pub mod rate;

@@ -9,6 +9,7 @@ mod coalesce;
 mod cover;
 mod deferred;
 mod leg;
+mod linked;
 mod root;
 mod schema;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
 pub use bound::Bounded;
-pub use coalesce::{Coalesce, key, random_seed};
+pub use coalesce::{Coalesce, key, key_of, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState, Session};

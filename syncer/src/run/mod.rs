@@ -3,6 +3,7 @@
 
 mod batch;
 mod full_pass;
+mod linked;
 mod machine;
 mod removal;
 mod rounds;
@@ -10,7 +11,7 @@ mod send;
 mod setup;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -152,6 +153,8 @@ pub struct Run<'a> {
     /// The deferred rows being worked off.
     due: HashMap<DeferredKey, Deferred>,
     removal: removal::Removal,
+    /// Roots of which this run saw files with other names.
+    linked_roots: BTreeSet<usize>,
     /// Roots whose listing was compared and whose tree is being examined.
     full_passes: Vec<usize>,
     report: Report,
@@ -177,6 +180,7 @@ impl<'a> Run<'a> {
             owed: Vec::new(),
             due: HashMap::new(),
             removal: removal::Removal::default(),
+            linked_roots: BTreeSet::new(),
             full_passes: Vec::new(),
             report,
             exits: Vec::new(),

@@ -15,7 +15,7 @@ use busiest::Busiest;
 use histogram::Histogram;
 
 /// Changes of one batch that are looked at for the busiest directories.
-const SAMPLES_MAX: usize = 1_024;
+const SAMPLES_MAX: usize = 256;
 /// How many of the busiest are told.
 const TOLD: usize = 10;
 
