@@ -357,7 +357,7 @@ fn while_the_state_disk_is_full_gaps_stand_for_what_changes() {
     world.flush();
     assert_eq!(world.cause_count("disk-full"), 2, "what changed after the claim has a gap above it");
     std::fs::remove_file(&filler).unwrap();
-    world.wait_for_line("there is room");
+    world.wait_for_line("there is room on the disk");
     change(1500);
     world.flush();
     assert_eq!(world.changes().len(), 500, "from here on every change has an entry again");

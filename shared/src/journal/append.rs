@@ -95,8 +95,13 @@ impl Journal {
                     .execute(params![fs, handle.to_blob()])?;
             }
             if let Some(mark) = &batch.intake {
-                tx.prepare_cached("INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)")?
-                    .execute(params![mark.fs, mark.buffer_id, mark.epoch])?;
+                let sql = "INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)";
+                let row = params![mark.fs, mark.buffer_id, mark.epoch];
+                assert_eq!(
+                    tx.prepare_cached(sql)?.execute(row)?,
+                    1,
+                    "a mark that is not stored would count twice"
+                );
             }
             kill::point("transaction");
             Ok(appended)
