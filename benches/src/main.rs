@@ -1,7 +1,8 @@
-//! `cargo run --release -p benches -- sync|quiet|storm`: figures side by side with peers, in one run on one machine,
+//! `cargo run --release -p benches -- sync|storm|rescan`: figures side by side with peers, in one run on one machine,
 //! as tables for RESULTS.md. Ratios and client CPU are what counts; wall times depend on the machine and its load.
 
 mod measure;
+mod rescan;
 mod storm;
 mod sync;
 mod tree;
@@ -31,11 +32,24 @@ enum Figure {
         #[arg(long, default_value_t = 10)]
         seconds: u64,
     },
+    /// A gap over a root in which nothing changed, beside find
+    Rescan {
+        /// Directories of 100 files
+        #[arg(long, default_value_t = 2_000)]
+        dirs: usize,
+        /// Filesystems, each on a loop device
+        #[arg(long, value_delimiter = ',', default_value = "ext4,xfs,btrfs")]
+        kinds: Vec<String>,
+        /// Runs of each, interleaved
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().figure {
         Figure::Sync { dirs, alone } => sync::compare(dirs, alone),
         Figure::Storm { seconds } => storm::compare(seconds),
+        Figure::Rescan { dirs, kinds, rounds } => rescan::compare(dirs, &kinds, rounds),
     }
 }

@@ -25,10 +25,15 @@ fn run(program: &str, args: &[&str]) -> Result<Output, String> {
 impl LoopFs {
     /// Needs root, loop devices and the mkfs program of the kind.
     pub fn new(kind: &str) -> Result<LoopFs, String> {
+        LoopFs::sized(kind, 400 << 20) // xfs wants 300 MiB
+    }
+
+    /// On an image of so many bytes, of which only what is written takes room.
+    pub fn sized(kind: &str, bytes: u64) -> Result<LoopFs, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
-        file.set_len(400 << 20).map_err(|e| e.to_string())?; // xfs wants 300 MiB
+        file.set_len(bytes).map_err(|e| e.to_string())?;
         drop(file);
         let image = image.display().to_string();
         match kind {

@@ -151,6 +151,8 @@ pub struct Run<'a> {
     owed: Vec<Owed>,
     /// The deferred rows being worked off.
     due: HashMap<DeferredKey, Deferred>,
+    /// Until when, by the clock that does not stop.
+    due_until_ns: Option<i64>,
     removal: removal::Removal,
     /// Roots whose listing was compared and whose tree is being examined.
     full_passes: Vec<usize>,
@@ -176,6 +178,7 @@ impl<'a> Run<'a> {
             head: 0,
             owed: Vec::new(),
             due: HashMap::new(),
+            due_until_ns: None,
             removal: removal::Removal::default(),
             full_passes: Vec::new(),
             report,
@@ -345,9 +348,9 @@ impl<'a> Run<'a> {
         let before = self.due.get(&key);
         let now = self.parts.clock.wall_ns();
         let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
-        // A root's row waits for its disk, not for a time.
+        // A root's row waits for its disk, not for a time; what is left of a gap waits for nothing.
         let not_before_ns = match owed.class {
-            Class::Root => 0,
+            Class::Root | Class::Gap => 0,
             _ => now.saturating_add(wait.as_nanos() as i64),
         };
         NewDeferred {
@@ -357,7 +360,7 @@ impl<'a> Run<'a> {
             seq: before.map_or(owed.seq, |d| d.seq.max(owed.seq)),
             mask: owed.mask,
             since_ns: before.map_or(now, |d| d.since_ns),
-            attempts: 1,
+            attempts: u32::from(owed.class != Class::Gap),
             not_before_ns,
             class: owed.class,
             last_error: owed.reason.clone(),
