@@ -22,6 +22,8 @@ pub const INTAKE_NAP: Duration = Duration::from_millis(4);
 pub const FILESYSTEMS_MAX: usize = 120;
 /// Directories that the handle cache of one filesystem remembers.
 pub const HANDLE_CACHE_DIRS_MAX: usize = 262_144;
+/// Paths that a filesystem's own record of what changed may put in the place of a gap; more are a gap.
+pub const GENERATION_PATHS_MAX: usize = 100_000;
 /// Doubts kept per filesystem before they become one gap.
 pub const DOUBTS_MAX: usize = 10_000;
 /// Interval of the probe of each root, and of the heartbeat in the status file.

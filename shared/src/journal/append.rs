@@ -3,6 +3,7 @@
 use rusqlite::{Transaction, params};
 
 use super::coalesce::{Coalesce, Decision, Watermarks};
+use super::generation::{Generation, record};
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Cause, Handle, Mask, Scope};
@@ -48,6 +49,8 @@ pub struct Commit {
     pub doubts: Vec<Doubt>,
     /// Doubts that the stream has answered.
     pub settled: Vec<(String, Handle)>,
+    /// From when on a filesystem has to be asked what changed, once this is committed.
+    pub generations: Vec<(RootId, Generation)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +81,9 @@ impl Journal {
             for (fs, handle) in &batch.settled {
                 tx.prepare_cached("DELETE FROM doubt WHERE fs = ?1 AND handle = ?2")?
                     .execute(params![fs, handle.to_blob()])?;
+            }
+            for (root, generation) in &batch.generations {
+                record(tx, *root, generation)?;
             }
             Ok(appended)
         });

@@ -1,10 +1,11 @@
 //! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
-//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `doubt`, `session`;
-//! a leg its own rows of `leg`, `deferred` and `linked`.
+//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`,
+//! `doubt`, `session`; a leg its own rows of `leg`, `deferred` and `linked`.
 
 mod append;
 mod coalesce;
 mod deferred;
+mod generation;
 mod leg;
 mod root;
 mod schema;
@@ -23,6 +24,7 @@ use crate::path::RelPath;
 pub use append::{Appended, Change, Commit, Doubt};
 pub use coalesce::{Coalesce, key, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
+pub use generation::Generation;
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState};
 
@@ -130,8 +132,7 @@ impl Journal {
 
     /// Entries of a root above a cursor: (rows, of which gaps).
     pub fn pending(&self, root: RootId, after: u64) -> Result<(u64, u64), DatabaseError> {
-        let sql =
-            "SELECT count(*), coalesce(sum(cause NOT IN (0, 1)), 0) FROM entry WHERE root = ?1 AND seq > ?2";
+        let sql = "SELECT count(*), coalesce(sum(cause NOT IN (0, 1, 15)), 0) FROM entry WHERE root = ?1 AND seq > ?2";
         self.conn
             .query_row(sql, params![root.0, after], |r| Ok((r.get(0)?, r.get(1)?)))
             .map_err(self.fail("count pending entries"))

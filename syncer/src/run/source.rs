@@ -1,6 +1,6 @@
 //! From work (entries and deferred rows) to single paths with what was seen of each: the looks of a batch.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use shared::database::DatabaseError;
@@ -14,7 +14,7 @@ use crate::catalog::{Catalog, CatalogRoot, Key, Origin, Row, RowState};
 use crate::examine::Terms;
 use crate::leg::Holds;
 use crate::tree::{Look, Stat, Tree};
-use crate::walk::{Merge, Pair};
+use crate::walk::{Children, Merge, Pair};
 
 /// A path to examine, with the seq of its newest cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +50,16 @@ pub struct Ground {
 #[derive(Default)]
 pub struct Source {
     works: VecDeque<Work>,
-    below: Option<Below>,
+    /// What is being gone through; the last one first.
+    below: Vec<Below>,
     /// Paths that lie within a subtree of the list and were looked at before it.
     apart: HashSet<(usize, RelPath)>,
+    /// Subtrees that were not on the list, with the seq of their cause.
+    covered: HashMap<(usize, RelPath), u64>,
     /// Paths that a subtree may bring before the rest of it is put off; none for what was put off before.
     plan_max: Option<usize>,
     /// Subtrees that brought more than that.
     put_off: Vec<Work>,
-    /// The work before was a subtree.
-    after_tree: bool,
 }
 
 /// What is below a work's own path, taken page by page.
@@ -67,6 +68,8 @@ enum Below {
     Merge(Box<Merge>, Work, usize),
     /// The rows of a directory that is gone, from this key on.
     Gone(Vec<u8>, Work),
+    /// The names in a directory that are not those of its rows.
+    Names(Box<Children>, Work),
 }
 
 /// The next paths, or what was done in their place.
@@ -111,9 +114,14 @@ impl Source {
         for work in works {
             let around = cover.as_mut().filter(|t| t.root == work.root && work.path.is_within(&t.path));
             match around {
-                Some(_) if !work.is_tree() => _ = apart.insert((work.root, work.path.clone())),
-                // What is owed for a newer reason than the subtree around it does not wait for all of that.
-                Some(tree) if tree.path != work.path && tree.seq >= work.seq => continue,
+                Some(_) if work.scope == Scope::SelfOnly => _ = apart.insert((work.root, work.path.clone())),
+                // A name's place in the list is told by the subtree around it, too. What is owed for a newer reason than
+                // that does not wait for all of it.
+                Some(tree)
+                    if tree.seq >= work.seq && (tree.path != work.path || work.scope == Scope::Names) =>
+                {
+                    continue;
+                }
                 Some(tree) if tree.path == work.path => tree.seq = tree.seq.max(work.seq),
                 None if work.is_tree() => cover = Some(work.clone()),
                 _ => {}
@@ -135,76 +143,108 @@ impl Source {
     pub fn next_batch(&mut self, eyes: Eyes<'_>) -> Result<Taken, DatabaseError> {
         let mut taken = Taken::default();
         while taken.items.len() < limits::BATCH_PATHS && taken.same < limits::WALK_TURN_PATHS {
-            if let Some(below) = self.below.take() {
-                self.below = self.go_below(eyes, below, &mut taken)?;
-                continue;
-            }
-            let Some(next) = self.works.front() else {
-                taken.ended = taken.items.is_empty();
-                break;
-            };
-            // What was looked at one by one is in the catalog before a walk comes by, and the other way round.
-            if !taken.items.is_empty() && (next.is_tree() || self.after_tree) {
-                break;
-            }
-            let Some(work) = self.works.pop_front() else { break };
-            self.after_tree = work.is_tree();
-            // Roots that are not proven were deferred when the list was made.
-            let Some(ground) = eyes.grounds[work.root].as_ref() else { continue };
-            let looked = examine_path(ground, eyes.catalog, &work)?;
-            taken.items.extend(looked.items);
-            self.below = match looked.below {
-                What::Tree if work.is_tree() => {
-                    let (tree, rules) = (ground.tree.clone(), ground.rules.clone());
-                    let terms = Terms { holds: eyes.holds, stable_inodes: tree.stable_inodes() };
-                    let merge = Merge::below(tree, rules, terms, ground.catalog, &work.path);
-                    Some(Below::Merge(Box::new(merge), work, 0))
+            if let Some(below) = self.below.pop() {
+                self.go_below(eyes, below, &mut taken)?;
+            } else if let Some(work) = self.works.pop_front() {
+                if !self.is_covered(&work) {
+                    self.begin(eyes, work, &mut taken)?;
                 }
-                What::Gone => Some(Below::Gone(work.path.dir_key(), work)),
-                _ => None,
-            };
+            } else {
+                taken.ended = taken.items.is_empty() && taken.same == 0;
+                break;
+            }
         }
         Ok(taken)
     }
 
-    /// Adds the next items; `None` at the end.
-    fn go_below(
-        &mut self,
-        eyes: Eyes<'_>,
-        below: Below,
-        taken: &mut Taken,
-    ) -> Result<Option<Below>, DatabaseError> {
+    /// Looks at a work's own path; what is below it comes next.
+    fn begin(&mut self, eyes: Eyes<'_>, work: Work, taken: &mut Taken) -> Result<(), DatabaseError> {
+        // Roots that are not proven were deferred when the list was made.
+        let Some(ground) = eyes.grounds[work.root].as_ref() else { return Ok(()) };
+        let looked = examine_path(ground, eyes.catalog, &work)?;
+        taken.items.extend(looked.items);
+        match looked.below {
+            What::Tree if work.is_tree() => {
+                let (tree, rules) = (ground.tree.clone(), ground.rules.clone());
+                let terms = Terms { holds: eyes.holds, stable_inodes: tree.stable_inodes() };
+                let merge = Merge::below(tree, rules, terms, ground.catalog, &work.path);
+                self.below.push(Below::Merge(Box::new(merge), work, 0));
+            }
+            What::Tree if work.scope == Scope::Names => {
+                let (tree, rules) = (&*ground.tree, ground.rules.clone());
+                let children =
+                    Children::of(tree, rules, ground.catalog, &work.path, limits::WALK_SLICE_NAMES);
+                match children {
+                    Ok(Some(children)) => self.below.push(Below::Names(Box::new(children), work)),
+                    Ok(None) => {}
+                    Err((class, reason)) => {
+                        let (path, scope) = (work.path.clone(), work.scope);
+                        taken.items.push(unknown(&work, path, scope, class, reason));
+                    }
+                }
+            }
+            What::Gone => self.below.push(Below::Gone(work.path.dir_key(), work)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds the next items.
+    fn go_below(&mut self, eyes: Eyes<'_>, below: Below, taken: &mut Taken) -> Result<(), DatabaseError> {
         match below {
             Below::Merge(mut merge, work, brought) => {
-                let Some(ground) = &eyes.grounds[work.root] else { return Ok(None) };
+                let Some(ground) = &eyes.grounds[work.root] else { return Ok(()) };
                 let pair = merge.next(eyes.catalog)?;
                 taken.same += merge.take_same();
-                let Some(pair) = pair else { return Ok(None) };
+                let Some(pair) = pair else { return Ok(()) };
                 let items = of_pair(ground, &work, pair);
                 let before = taken.items.len();
                 taken.items.extend(items.into_iter().filter(|item| !self.was_apart(item)));
                 let brought = brought + taken.items.len() - before;
-                if self.plan_max.is_some_and(|max| brought > max) {
-                    self.put_off.push(work);
-                    return Ok(None);
+                match self.plan_max {
+                    Some(max) if brought > max => self.put_off.push(work),
+                    _ => self.below.push(Below::Merge(merge, work, brought)),
                 }
-                Ok(Some(Below::Merge(merge, work, brought)))
             }
+            Below::Names(mut children, work) => match children.next(eyes.catalog)? {
+                None => {}
+                Some(Ok(path)) => {
+                    let child = Work { path, scope: Scope::Subtree, ..work.clone() };
+                    self.covered.insert((child.root, child.path.clone()), child.seq);
+                    self.below.push(Below::Names(children, work));
+                    self.begin(eyes, child, taken)?;
+                }
+                Some(Err((class, reason))) => {
+                    taken.items.push(unknown(&work, work.path.clone(), work.scope, class, reason));
+                }
+            },
             Below::Gone(from, work) => {
-                let Some(ground) = &eyes.grounds[work.root] else { return Ok(None) };
+                let Some(ground) = &eyes.grounds[work.root] else { return Ok(()) };
                 let end = work.path.dir_key_end();
                 let rows = eyes.catalog.range(ground.catalog, &from, end.as_deref(), limits::BATCH_PATHS)?;
-                let Some((last, _)) = rows.last() else { return Ok(None) };
+                let Some((last, _)) = rows.last() else { return Ok(()) };
                 let from = [last.0.as_slice(), &[0]].concat();
                 taken.items.extend(rows.into_iter().filter_map(|(key, row)| gone(ground, &work, key, row)));
-                Ok(Some(Below::Gone(from, work)))
+                self.below.push(Below::Gone(from, work));
             }
         }
+        Ok(())
+    }
+
+    /// A new directory was looked at with all below it, because its name was new.
+    fn is_covered(&self, work: &Work) -> bool {
+        let mut at = if self.covered.is_empty() { None } else { Some(work.path.clone()) };
+        while let Some(path) = at {
+            at = path.parent();
+            if self.covered.get(&(work.root, path)).is_some_and(|seq| *seq >= work.seq) {
+                return true;
+            }
+        }
+        false
     }
 
     fn was_apart(&self, item: &Item) -> bool {
-        matches!(item, Item::Check { root, path, .. } if !self.apart.is_empty()
-            && self.apart.contains(&(*root, path.clone())))
+        matches!(item, Item::Check { root, path, .. } if self.apart.contains(&(*root, path.clone())))
     }
 
     /// Subtrees whose rest is to be owed, since the last call.
@@ -214,10 +254,10 @@ impl Source {
 
     /// Ends before the end; returns what is not done.
     pub fn stop(&mut self) -> Vec<Work> {
-        let begun = self.below.take().map(|below| match below {
-            Below::Merge(_, work, _) | Below::Gone(_, work) => work,
+        let begun = self.below.drain(..).map(|below| match below {
+            Below::Merge(_, work, _) | Below::Gone(_, work) | Below::Names(_, work) => work,
         });
-        begun.into_iter().chain(self.works.drain(..)).collect()
+        begun.chain(self.works.drain(..)).collect()
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Bounds {
 
 /// Names in one buffer, each with a NUL at its end.
 #[derive(Default)]
-struct Names {
+pub struct Names {
     bytes: Vec<u8>,
     list: Vec<Name>,
 }
@@ -139,7 +139,7 @@ impl Block {
 
 impl Names {
     /// The first `max` names behind `after`, sorted, and whether there are more.
-    fn read(dir: &dyn Dir, after: Option<(&[u8], bool)>, max: usize) -> io::Result<(Names, bool)> {
+    pub fn read(dir: &dyn Dir, after: Option<(&[u8], bool)>, max: usize) -> io::Result<(Names, bool)> {
         let mut names = Names::default();
         let mut more = false;
         dir.names(&mut |name, is_dir| {
@@ -177,6 +177,15 @@ impl Names {
             kept.bytes.extend_from_slice(&bytes[name.at..=name.at + name.len]);
         }
         *self = kept;
+    }
+
+    /// A name, and whether it is a directory.
+    pub fn get(&self, at: usize) -> Option<(&[u8], bool)> {
+        Some(self.key_of(*self.list.get(at)?))
+    }
+
+    pub fn text(&self, at: usize) -> io::Result<&CStr> {
+        self.list.get(at).ok_or(io::ErrorKind::NotFound.into()).and_then(|name| self.text_of(*name))
     }
 
     fn bytes_of(&self, name: Name) -> &[u8] {
@@ -217,7 +226,7 @@ impl Name {
 }
 
 /// The order of keys: a directory's name goes on with `/`.
-fn order(a: (&[u8], bool), b: (&[u8], bool)) -> Ordering {
+pub fn order(a: (&[u8], bool), b: (&[u8], bool)) -> Ordering {
     let common = a.0.len().min(b.0.len());
     let rest = |(name, is_dir): (&[u8], bool)| name.get(common).copied().or(is_dir.then_some(b'/'));
     a.0[..common].cmp(&b.0[..common]).then_with(|| rest(a).cmp(&rest(b)))

@@ -2,6 +2,7 @@
 //! the paths that are not what the catalog says, in bounded memory.
 
 mod ahead;
+mod children;
 mod listing;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use crate::catalog::{Catalog, CatalogRoot, Key, Row, RowPage};
 use crate::examine::{self, Terms};
 use crate::tree::{Stat, Tree};
 use ahead::{Ahead, Begin, Place};
+pub use children::Children;
 use listing::Block;
 pub use listing::{Bounds, Why};
 

@@ -249,3 +249,82 @@ fn a_walk_that_is_dropped_in_the_midst_leaves_no_directory_open() {
     drop(walk);
     assert_eq!(Arc::strong_count(&tree), 1);
 }
+
+/// What the list of names in a directory asks to be looked at.
+fn asked(top: &Path, root: CatalogRoot, dir: &str, slice: usize, catalog: &Catalog) -> Vec<String> {
+    let mut children = Children::of(&*tree(top), rules(&["*.tmp"]), root, &p(dir), slice).unwrap().unwrap();
+    let mut out = Vec::new();
+    while let Some(path) = children.next(catalog).unwrap() {
+        out.push(path.unwrap().to_string());
+    }
+    out
+}
+
+#[test]
+fn a_list_of_names_tells_what_is_new_or_gone_or_another_directory_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("top");
+    for name in ["d/same/deep", "d/other", "d/gone/deep", "d/kind", "d-beside", "d/norow"] {
+        fs::create_dir_all(top.join(name)).unwrap();
+    }
+    for name in ["d/a", "d/kept", "d/was-file", "d/same/deep/f", "d/gone/deep/f", "d/gone-file", "d/norow/f"]
+    {
+        fs::write(top.join(name), "").unwrap();
+    }
+    let mut known = Vec::new();
+    keys(&top, &top, &mut known);
+    known.retain(|key| key != b"d/norow/");
+    let (catalog, root) = catalog(dir.path(), &*tree(&top), &known);
+    for slice in [1, 2, 100] {
+        assert_eq!(asked(&top, root, "d", slice, &catalog), ["d/norow"]);
+    }
+    fs::write(top.join("d/kept"), "its own entry speaks of it").unwrap();
+    fs::write(top.join("d/same/deep/new"), "").unwrap();
+    fs::remove_dir_all(top.join("d/other")).unwrap();
+    fs::create_dir(top.join("d/between")).unwrap(); // so that no inode number is used again
+    fs::create_dir(top.join("d/other")).unwrap();
+    fs::remove_dir_all(top.join("d/gone")).unwrap();
+    fs::remove_file(top.join("d/gone-file")).unwrap();
+    fs::remove_dir(top.join("d/kind")).unwrap();
+    fs::write(top.join("d/kind"), "").unwrap();
+    fs::remove_file(top.join("d/was-file")).unwrap();
+    fs::create_dir(top.join("d/was-file")).unwrap();
+    fs::write(top.join("d/left-out.tmp"), "").unwrap();
+    fs::write(top.join("d/zz"), "").unwrap();
+    let expected = [
+        "d/between",
+        "d/gone-file",
+        "d/gone",
+        "d/kind",
+        "d/kind",
+        "d/norow",
+        "d/other",
+        "d/was-file",
+        "d/was-file",
+        "d/zz",
+    ];
+    for slice in [1, 2, 3, 100] {
+        let asked = asked(&top, root, "d", slice, &catalog);
+        assert_eq!(asked, expected, "slices of {slice}");
+    }
+    assert_eq!(self::asked(&top, root, "", 100, &catalog), [] as [&str; 0]);
+}
+
+#[test]
+fn a_list_of_names_steps_over_any_number_of_rows_below_its_directories() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("top");
+    for n in 0..5 {
+        fs::create_dir_all(top.join(format!("d{n}"))).unwrap();
+        for f in 0..70 {
+            fs::write(top.join(format!("d{n}/{f}")), "").unwrap();
+        }
+    }
+    let mut known = Vec::new();
+    keys(&top, &top, &mut known);
+    let (catalog, root) = catalog(dir.path(), &*tree(&top), &known);
+    fs::write(top.join("d2x"), "").unwrap();
+    fs::remove_dir_all(top.join("d4")).unwrap();
+    assert_eq!(asked(&top, root, "", 2, &catalog), ["d2x", "d4"]);
+    assert_eq!(asked(&top, root, "d3", 10, &catalog), [] as [&str; 0]);
+}

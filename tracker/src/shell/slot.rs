@@ -19,6 +19,7 @@ use super::heads::Heads;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
+use crate::generation::Generations;
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::{EventSource, PlaceError, RootSeen};
@@ -50,6 +51,7 @@ struct Slot {
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
+    generations: Generations,
     /// Placed, and the gap that covers the time before is committed.
     watching: bool,
     clock: SystemClock,
@@ -93,6 +95,7 @@ impl Slot {
     fn new(parts: SlotParts, shared: Arc<SlotShared>, inbox: Receiver<Message>, wake: Arc<OwnedFd>) -> Slot {
         Slot {
             states: vec![None; parts.roots.len()],
+            generations: Generations::default(),
             watching: false,
             parts,
             source: None,
@@ -262,6 +265,7 @@ impl Slot {
         match taken {
             Ok(Some(taken)) => {
                 if taken.drained {
+                    self.generations.drained(now);
                     source.drained(now);
                 }
                 let mut status = self.shared.lock();
@@ -270,6 +274,7 @@ impl Slot {
                 Event::Read { events: taken.events, bytes: taken.bytes, drained: taken.drained }
             }
             Ok(None) => {
+                self.generations.drained(now);
                 source.drained(now);
                 Event::Empty
             }

@@ -4,10 +4,11 @@ use shared::clock::Clock as _;
 use shared::entry::Cause;
 use shared::journal::{Change, Commit, RootState};
 
-use super::{Slot, look_at};
+use super::{Slot, SlotParts, look_at};
 use crate::batch::{self, Batch};
 use crate::daemon::Event;
-use crate::intake::{RootSeen, settled_by_gap};
+use crate::generation;
+use crate::intake::{Kind, RootSeen, settled_by_gap};
 
 impl Slot {
     pub(super) fn commit_gap(&mut self, cause: Cause) -> Event {
@@ -18,11 +19,13 @@ impl Slot {
                 return Event::NotCommitted;
             }
         };
-        let commit = Commit {
+        let mut commit = Commit {
             changes: self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect(),
             doubts: Vec::new(),
             settled: doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect(),
+            generations: Vec::new(),
         };
+        let how = self.by_generation(&mut commit);
         let stored = self.store(commit);
         if !stored {
             // It is made anew at the next try.
@@ -30,7 +33,7 @@ impl Slot {
             return Event::NotCommitted;
         }
         self.note(|s| s.filesystem.gaps += 1);
-        self.record_gaps(&[cause]);
+        self.record_gaps(&[cause], &how);
         self.watching = true;
         let seen = look_at(&self.parts.roots);
         self.store_states(&seen, true);
@@ -78,16 +81,40 @@ impl Slot {
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
-        let Some((commit, gaps)) = commit else { return Event::Committed };
+        let Some((mut commit, gaps)) = commit else { return Event::Committed };
+        let how = if gaps.is_empty() { Vec::new() } else { self.by_generation(&mut commit) };
+        self.record_generation(&mut commit, now);
         let event = self.committed(commit);
-        self.record_gaps(&gaps);
+        self.record_gaps(&gaps, &how);
         event
     }
 
+    /// Where the filesystem itself knows what changed, that is committed in the place of a gap; how, for people.
+    fn by_generation(&mut self, commit: &mut Commit) -> Vec<String> {
+        self.on_disk(|slot| {
+            let SlotParts { roots, own, journal, .. } = &slot.parts;
+            generation::work_off(commit, roots, own, journal)
+        })
+    }
+
+    /// What inotify does not see is found by the next start only if the time before it is looked at, too.
+    fn record_generation(&mut self, commit: &mut Commit, now: i64) {
+        let source = self.source.as_ref().filter(|s| s.kind() == Kind::Fanotify);
+        let Some(in_doubt) = source.map(|s| s.doubt_count() > 0) else { return };
+        if !batch::is_empty(commit) {
+            let ready = self.on_disk(|slot| slot.generations.for_commit(&slot.parts.roots, in_doubt, now));
+            // What a gap recorded in this commit is newer.
+            let known = commit.generations.clone();
+            let missing = ready.into_iter().filter(|(root, _)| known.iter().all(|(r, _)| r != root));
+            commit.generations.extend(missing);
+        }
+    }
+
     /// For people: the row itself may be covered by an older one that no leg has claimed yet.
-    pub(super) fn record_gaps(&mut self, causes: &[Cause]) {
+    pub(super) fn record_gaps(&mut self, causes: &[Cause], how: &[String]) {
         for cause in causes {
-            let text = format!("{}: {cause}", self.parts.name);
+            let how: String = how.iter().map(|how| format!("; {how}")).collect();
+            let text = format!("{}: {cause}{how}", self.parts.name);
             // Each start begins with one.
             match cause {
                 Cause::Start | Cause::Boot => tracing::info!("gap: {text}"),
