@@ -1,11 +1,19 @@
-//! `cargo run --release -p benches -- sync|storm|rescan`: figures side by side with peers, in one run on one machine,
-//! as tables for RESULTS.md. Ratios and client CPU are what counts; wall times depend on the machine and its load.
+//! `cargo run --release -p benches --bin compare -- sync|storm|backlog|idle|rescan`: figures side by side with peers, in one
+//! run on one machine, as tables for RESULTS.md. Ratios and CPU are what counts; wall times depend on the machine and
+//! its load.
 
+mod backlog;
+mod discard;
+mod idle;
+mod listeners;
 mod measure;
 mod rescan;
 mod storm;
 mod sync;
 mod tree;
+mod workload;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -26,11 +34,17 @@ enum Figure {
         #[arg(long)]
         alone: bool,
     },
-    /// The tracker under a storm of file operations on ext4, beside inotifywait and beside nobody
+    /// The tracker under a storm of file operations on ext4, beside nobody, a reader that discards, and peers
     Storm {
-        /// Seconds of storm per row
-        #[arg(long, default_value_t = 10)]
+        /// Seconds of storm for each listener
+        #[arg(long, default_value_t = 8)]
         seconds: u64,
+        /// How often each listener has its turn
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Cycles a second of the paced load that follows the full storm; 0 leaves it out
+        #[arg(long, default_value_t = 2_000)]
+        rate: u64,
     },
     /// A gap over a root in which nothing changed, beside find
     Rescan {
@@ -44,12 +58,35 @@ enum Figure {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
     },
+    /// Memory and journal of the tracker when very much waits
+    Backlog {
+        #[arg(long, default_value_t = 500_000)]
+        entries: u64,
+    },
+    /// What the tracker does while nothing happens
+    Idle {
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The mounts are this process's own already
+        #[arg(long, hide = true)]
+        inside: bool,
+    },
+    /// One process of the storm
+    #[command(hide = true)]
+    Work { dir: PathBuf, seconds: u64, rate: u64 },
+    /// The reader that discards
+    #[command(hide = true)]
+    Discard { dir: PathBuf },
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().figure {
         Figure::Sync { dirs, alone } => sync::compare(dirs, alone),
-        Figure::Storm { seconds } => storm::compare(seconds),
         Figure::Rescan { dirs, kinds, rounds } => rescan::compare(dirs, &kinds, rounds),
+        Figure::Storm { seconds, rounds, rate } => storm::compare(seconds, rounds, rate),
+        Figure::Backlog { entries } => backlog::measure(entries),
+        Figure::Idle { seconds, inside } => idle::measure(seconds, inside),
+        Figure::Work { dir, seconds, rate } => workload::work(&dir, seconds, rate),
+        Figure::Discard { dir } => discard::read(&dir),
     }
 }

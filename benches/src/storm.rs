@@ -1,190 +1,123 @@
-//! The tracker under a storm: two threads create, write, rename and delete files on ext4 as fast as they can, and
-//! whoever listens pays what it pays.
+//! The tracker under a storm on ext4, side by side with nobody, a reader that only discards, and peers. The listeners
+//! take turns in rounds, in another order each time; what is told are medians, and ratios within one round.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Context as _;
-use tests::programs::{Daemon, call};
+use tests::mount::LoopFs;
 
-use crate::measure::{cpu_of, rss_of};
+use crate::listeners::{ALL, Kind, Listener};
+use crate::measure::{Queue, cpu_of, median, rss_of};
+use crate::workload::{self, Storm};
 
-/// Threads of the storm; the machine has two cores.
-const THREADS: usize = 2;
-
-/// What the storm itself did and cost.
-struct Storm {
-    cycles: u64,
-    seconds: f64,
+/// One turn of one listener.
+struct Turn {
+    storm: Storm,
+    events: f64,
     cpu_s: f64,
+    rss_mb: f64,
+    backlog: u64,
+    overflows: Option<f64>,
 }
 
-pub fn compare(seconds: u64) -> anyhow::Result<()> {
-    println!(
-        "| listener | cycles/s | storm CPU µs per cycle | events/s | entries/s | listener CPU µs per event | RSS MB | overflows |"
-    );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    for round in 0..2 {
-        nobody(round, seconds)?;
-        tracker(round, seconds)?;
-        inotifywait(round, seconds)?;
-    }
-    Ok(())
-}
-
-fn area() -> anyhow::Result<tempfile::TempDir> {
-    Ok(tempfile::tempdir()?)
-}
-
-fn nobody(round: usize, seconds: u64) -> anyhow::Result<()> {
-    let dir = area()?;
-    let storm = run_storm(dir.path(), seconds)?;
-    println!("| nobody ({round}) | {:.0} | {:.1} | | | | | |", storm.rate(), storm.cpu_per_cycle());
-    Ok(())
-}
-
-fn tracker(round: usize, seconds: u64) -> anyhow::Result<()> {
-    let dir = area()?;
-    let source = dir.path().join("source");
-    fs::create_dir(&source)?;
-    let config = dir.path().join("longshore.toml");
-    let base = dir.path().display();
-    fs::write(
-        &config,
-        format!(
-            "state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{base}/source\"\n"
-        ),
-    )?;
-    let daemon = Daemon::start(&config);
-    let before = cpu_of(daemon.pid())?;
-    let storm = run_storm(&source, seconds)?;
-    let flushed = call("tracker", &config, &["flush"]);
-    anyhow::ensure!(flushed.status.success(), "flush: {}", tests::programs::text(&flushed));
-    let cpu = cpu_of(daemon.pid())? - before;
-    let rss = rss_of(daemon.pid())?;
-    let stats = settled_stats(&config)?;
-    let sum = |field: &str| -> f64 {
-        let filesystems = stats["status"]["filesystems"].as_array();
-        filesystems.into_iter().flatten().filter_map(|f| f[field].as_f64()).sum()
-    };
-    let (events, entries) = (sum("events_read"), sum("entries"));
-    println!(
-        "| tracker ({round}) | {:.0} | {:.1} | {:.0} | {:.0} | {:.2} | {rss:.0} | {:.0} |",
-        storm.rate(),
-        storm.cpu_per_cycle(),
-        events / storm.seconds,
-        entries / storm.seconds,
-        cpu * 1e6 / events,
-        sum("overflows")
-    );
-    Ok(())
-}
-
-/// The counters in the status file lag up to a second: read until they stand.
-fn settled_stats(config: &Path) -> anyhow::Result<serde_json::Value> {
-    let mut before = serde_json::Value::Null;
-    loop {
-        let output = call("tracker", config, &["stats", "--json"]);
-        let stats: serde_json::Value =
-            serde_json::from_slice(&output.stdout).context("tracker stats --json")?;
-        if stats["status"]["filesystems"] == before {
-            return Ok(stats);
-        }
-        before = stats["status"]["filesystems"].clone();
-        std::thread::sleep(Duration::from_millis(1_500));
-    }
-}
-
-/// What the replaced scripts ran: one line per event into a file.
-fn inotifywait(round: usize, seconds: u64) -> anyhow::Result<()> {
-    let dir = area()?;
-    let (source, log) = (dir.path().join("source"), dir.path().join("log"));
-    fs::create_dir(&source)?;
-    let spawned = Command::new("inotifywait")
-        .args(["-m", "-r", "-e", "create,modify,moved_to,delete", "--format", "%w%f"])
-        .arg(&source)
-        .stdout(fs::File::create(&log)?)
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut child) = spawned else {
-        println!("| inotifywait is not installed | | | | | | | |");
-        return Ok(());
-    };
-    wait_for_watches(&mut child)?;
-    let storm = run_storm(&source, seconds)?;
-    let (cpu, rss) = (cpu_of(child.id())?, rss_of(child.id())?);
-    let events = fs::read(&log)?.iter().filter(|&&b| b == b'\n').count() as f64;
-    child.kill()?;
-    child.wait()?;
-    println!(
-        "| inotifywait ({round}) | {:.0} | {:.1} | {:.0} | | {:.2} | {rss:.0} | not said |",
-        storm.rate(),
-        storm.cpu_per_cycle(),
-        events / storm.seconds,
-        cpu * 1e6 / events
-    );
-    Ok(())
-}
-
-/// It says so on standard error when its watches stand.
-fn wait_for_watches(child: &mut Child) -> anyhow::Result<()> {
-    use std::io::BufRead as _;
-    let stderr = child.stderr.take().context("standard error")?;
-    for line in std::io::BufReader::new(stderr).lines() {
-        if line?.contains("Watches established") {
-            return Ok(());
+pub fn compare(seconds: u64, rounds: usize, rate: u64) -> anyhow::Result<()> {
+    let mut kinds = ALL.to_vec();
+    for kind in ALL {
+        if let Some(why) = kind.missing() {
+            println!("{why}\n");
+            kinds.retain(|k| *k != kind);
         }
     }
-    anyhow::bail!("inotifywait did not begin");
+    let disk = LoopFs::new("ext4").map_err(anyhow::Error::msg)?;
+    for rate in [0, rate].into_iter().take(if rate == 0 { 1 } else { 2 }) {
+        let mut turns: BTreeMap<Kind, Vec<Turn>> = BTreeMap::new();
+        for round in 0..rounds {
+            for at in 0..kinds.len() {
+                let kind = kinds[(at + round) % kinds.len()];
+                let top = disk.path().join(format!("{rate}-{round}-{at}"));
+                turns.entry(kind).or_default().push(turn(kind, &top, seconds, rate)?);
+            }
+        }
+        show(&turns, rate);
+    }
+    Ok(())
 }
 
-fn run_storm(top: &Path, seconds: u64) -> anyhow::Result<Storm> {
-    let before = cpu_of(std::process::id())?;
-    let begun = Instant::now();
+fn turn(kind: Kind, top: &Path, seconds: u64, rate: u64) -> anyhow::Result<Turn> {
+    let work = tempfile::tempdir()?;
+    workload::prepare(top)?;
+    let listener = Listener::start(kind, top, work.path())?;
+    let pid = listener.pid();
+    let queue = pid.map(Queue::of).transpose()?;
+    let before = pid.map_or(Ok(0.0), cpu_of)?;
     let over = AtomicBool::new(false);
-    let cycles = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..THREADS)
-            .map(|t| {
-                scope.spawn({
-                    let over = &over;
-                    move || work(top, t, over)
-                })
-            })
-            .collect();
-        std::thread::sleep(Duration::from_secs(seconds)); // the length of the measurement itself
+    let (storm, backlog) = std::thread::scope(|scope| {
+        let sampler = scope.spawn(|| largest(queue.as_ref(), &over));
+        let storm = workload::run(top, seconds, rate);
         over.store(true, Ordering::Relaxed);
-        workers.into_iter().map(|w| w.join().expect("a worker does not panic")).sum::<anyhow::Result<u64>>()
-    })?;
-    let seconds = begun.elapsed().as_secs_f64();
-    Ok(Storm { cycles, seconds, cpu_s: cpu_of(std::process::id())? - before })
+        (storm, sampler.join().expect("the sampler does not panic"))
+    });
+    listener.settle(queue.as_ref())?;
+    let cpu_s = pid.map_or(Ok(0.0), cpu_of)? - before;
+    let rss_mb = pid.map_or(Ok(0.0), rss_of)?;
+    drop(queue);
+    let said = listener.end()?;
+    Ok(Turn { storm: storm?, events: said.events, cpu_s, rss_mb, backlog, overflows: said.overflows })
 }
 
-/// One cycle: create, write 100 bytes, close, rename, and delete the one before last.
-fn work(top: &Path, thread: usize, over: &AtomicBool) -> anyhow::Result<u64> {
-    let dir = top.join(format!("t{thread}"));
-    fs::create_dir(&dir)?;
-    let mut cycle = 0;
+/// Once a second: each look holds up those who write.
+fn largest(queue: Option<&Queue>, over: &AtomicBool) -> u64 {
+    let mut largest = 0;
     while !over.load(Ordering::Relaxed) {
-        let (new, kept) = (dir.join(format!("n{cycle}")), dir.join(format!("k{cycle}")));
-        fs::write(&new, [7; 100])?;
-        fs::rename(&new, &kept)?;
-        if cycle >= 2 {
-            fs::remove_file(dir.join(format!("k{}", cycle - 2)))?;
-        }
-        cycle += 1;
+        std::thread::sleep(Duration::from_millis(990)); // the interval of the samples
+        largest = largest.max(queue.and_then(|q| q.events().ok()).unwrap_or(0));
     }
-    Ok(cycle)
+    largest
 }
 
-impl Storm {
-    fn rate(&self) -> f64 {
-        self.cycles as f64 / self.seconds
+fn show(turns: &BTreeMap<Kind, Vec<Turn>>, rate: u64) {
+    let load = if rate == 0 { "as fast as they can".to_owned() } else { format!("{rate} cycles a second") };
+    println!("{} processes, {load}:\n", workload::PROCESSES);
+    println!(
+        "| listener | storm CPU µs per cycle | to nobody | to discard | cycles/s | to nobody | to discard | events/s | listener CPU µs per event | per cycle | backlog | overflows | RSS MB |"
+    );
+    println!("|{}", " --- |".repeat(13));
+    for (kind, of_kind) in turns {
+        let of = |figure: fn(&Turn) -> f64| median(of_kind.iter().map(figure).collect());
+        let to = |other: Kind, figure: fn(&Turn) -> f64| {
+            let pairs = of_kind.iter().zip(&turns[&other]);
+            median(pairs.map(|(own, other)| figure(own) / figure(other)).collect())
+        };
+        let ratios = |figure: fn(&Turn) -> f64| {
+            format!("{:.2} | {:.2}", to(Kind::Nobody, figure), to(Kind::Discard, figure))
+        };
+        print!("| {} ", kind.name());
+        print!("| {:.1} | {} ", of(cpu_per_cycle), ratios(cpu_per_cycle));
+        print!("| {:.0} | {} ", of(cycles_per_s), ratios(cycles_per_s));
+        if *kind == Kind::Nobody {
+            println!("| | | | | | |");
+            continue;
+        }
+        let overflows: Option<f64> = of_kind.iter().map(|t| t.overflows).sum();
+        println!(
+            "| {:.0} | {:.2} | {:.2} | {} | {} | {:.0} |",
+            of(|t| t.events / t.storm.seconds),
+            of(|t| t.cpu_s * 1e6 / t.events),
+            of(|t| t.cpu_s * 1e6 / t.storm.cycles as f64),
+            of_kind.iter().map(|t| t.backlog).max().unwrap_or(0),
+            overflows.map_or("not told".to_owned(), |n| n.to_string()),
+            of(|t| t.rss_mb),
+        );
     }
+    println!();
+}
 
-    fn cpu_per_cycle(&self) -> f64 {
-        self.cpu_s * 1e6 / self.cycles as f64
-    }
+fn cpu_per_cycle(turn: &Turn) -> f64 {
+    turn.storm.cpu_us_per_cycle()
+}
+
+fn cycles_per_s(turn: &Turn) -> f64 {
+    turn.storm.rate()
 }

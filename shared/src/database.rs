@@ -33,7 +33,7 @@ pub enum DatabaseError {
     Foreign { path: PathBuf, what: String },
     #[error("The disk with {} is full. Nothing was lost; make room on it", path.display())]
     Full { path: PathBuf },
-    #[error("The database {} cannot be written by this user: {source}", path.display())]
+    #[error("The database {} cannot be used by this user: {source}", path.display())]
     Denied { path: PathBuf, source: rusqlite::Error },
     #[error("Cannot {op} in the database {}: {source}", path.display())]
     Sqlite { path: PathBuf, op: &'static str, source: rusqlite::Error },
@@ -76,6 +76,8 @@ pub enum Mode {
     Owner,
     /// Must be there, with exactly our schema.
     Guest,
+    /// Like a guest that changes nothing: it cannot write, and does not tidy up when it leaves.
+    Reader,
 }
 
 /// Opens `path` whose schema is `migrations`. In [`Mode::Owner`] the file is made with mode 0660 if it is missing.
@@ -83,7 +85,11 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
     if mode == Mode::Owner {
         make_file(path).map_err(|source| DatabaseError::Open { path: path.to_owned(), source })?;
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let access = match mode {
+        Mode::Owner | Mode::Guest => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        Mode::Reader => OpenFlags::SQLITE_OPEN_READ_ONLY,
+    };
+    let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let fail = |source| DatabaseError::new(path, OPEN, source);
     let mut conn = Connection::open_with_flags(path, flags).map_err(fail)?;
     conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
@@ -100,14 +106,16 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
             let what = "it holds somebody else's".to_owned();
             return Err(DatabaseError::Foreign { path: path.to_owned(), what });
         }
-        if mode == Mode::Guest {
+        if mode != Mode::Owner {
             let what = format!("schema version {found}, {known} is needed");
             return Err(DatabaseError::Foreign { path: path.to_owned(), what });
         }
     }
-    conn.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
-    conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
-    migrate(path, &mut conn, migrations)?;
+    if mode != Mode::Reader {
+        conn.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
+        conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+        migrate(path, &mut conn, migrations)?;
+    }
     compare_schema(path, &conn, migrations)?;
     Ok(conn)
 }
@@ -237,6 +245,25 @@ mod tests {
         let path = dir.path().join("journal.db");
         assert!(open(&path, SCHEMA, Mode::Guest).is_err());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_reader_changes_nothing_and_sees_what_others_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        assert!(open(&path, SCHEMA, Mode::Reader).is_err());
+        assert!(!path.exists());
+        let owner = open(&path, SCHEMA, Mode::Owner).unwrap();
+        let reader = open(&path, SCHEMA, Mode::Reader).unwrap();
+        owner.execute("INSERT INTO t VALUES (7)", []).unwrap();
+        assert_eq!(reader.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
+        assert!(reader.execute("INSERT INTO t VALUES (8)", []).is_err());
+        drop(owner);
+        let before = read(&path);
+        drop(reader);
+        assert_eq!(read(&path), before, "the last one to leave writes nothing back");
+        let alone = open(&path, SCHEMA, Mode::Reader).unwrap();
+        assert_eq!(alone.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
     }
 
     #[test]

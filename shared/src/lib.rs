@@ -10,6 +10,7 @@ pub mod exit;
 pub mod files;
 pub mod identity;
 pub mod journal;
+pub mod kill;
 pub mod limits;
 pub mod path;
 pub mod rules;

@@ -10,8 +10,17 @@ pub const READ_ROWS_MAX: usize = 50_000;
 /// Bytes one read(2) on a fanotify group may return. It bounds the time from SIGKILL to death
 /// (measured: 0.7 µs per event, about 92 bytes each).
 pub const INTAKE_READ_BYTES: usize = 256 * 1024;
-/// Bytes of unread events a batch may hold before it is committed.
+/// Bytes of unread events a batch may hold before it is committed: the data of an intake buffer.
 pub const INTAKE_BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of the first batch after a recovery, doubled with each that succeeds: a tracker that is killed over and over
+/// gets on nevertheless.
+pub const INTAKE_RECOVERY_BYTES: usize = 32 * 1024;
+/// Bytes of each of the two copies of what a buffer says of itself, its roots above all (about 90 bytes each).
+pub const INTAKE_LASTING_BYTES: usize = 16 * 1024;
+/// Deleted directories that a buffer remembers, so that a later event from them raises no doubt after a kill either.
+pub const INTAKE_GONE_MAX: usize = 65_536;
+/// Deaths at one and the same record after which it is skipped, with a gap.
+pub const INTAKE_POISON_DEATHS: u64 = 3;
 /// Events after which a batch is committed.
 pub const INTAKE_BATCH_EVENTS: usize = 20_000;
 /// Age after which a batch is committed.
@@ -30,6 +39,8 @@ pub const DOUBTS_MAX: usize = 10_000;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long `tracker stats` waits for the journal before it tells the rest without it.
+pub const STATS_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths one `tracker add` may name.
 pub const ADD_PATHS_MAX: usize = 100_000;
 /// Bytes of one message on the control socket.
@@ -75,6 +86,9 @@ pub const HISTORY_ROWS_MAX: u64 = 10_000;
 pub const INTENT_GRACE: Duration = Duration::from_secs(3600);
 
 const _: () = assert!(INTAKE_READ_BYTES * 4 <= INTAKE_BATCH_BYTES, "a batch must hold several reads");
+const _: () = assert!(INTAKE_RECOVERY_BYTES <= INTAKE_READ_BYTES);
+const _: () = assert!(INTAKE_BATCH_BYTES.is_multiple_of(4096) && INTAKE_LASTING_BYTES.is_multiple_of(4096));
+const _: () = assert!((INTAKE_GONE_MAX * 8).is_multiple_of(4096), "the parts of a buffer begin at pages");
 const _: () =
     assert!(SMALL_FILE_BYTES * 4 <= SMALL_FILES_IN_FLIGHT_BYTES, "several small files must fit at once");
 const _: () = assert!(BACKOFF_FIRST.as_secs() < BACKOFF_MAX.as_secs());

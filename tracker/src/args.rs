@@ -40,6 +40,9 @@ pub enum Command {
         /// One JSON object.
         #[arg(long)]
         json: bool,
+        /// Every two seconds, until `q` or Ctrl-C. On a pipe one block after the other, with --json one object per line.
+        #[arg(long)]
+        watch: bool,
     },
     /// The paths that wait to be looked at.
     Pending {
@@ -47,6 +50,7 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         leg: Option<String>,
         /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. Where SCOPE is `handle`, PATH is the file's handle in hex.
+        /// With --leg what it put off is among them, unmarked (SCOPE `full`: all of ROOT); --json marks it.
         #[arg(short = '0', long = "null", conflicts_with = "json")]
         null: bool,
         /// One JSON object per line.

@@ -5,15 +5,25 @@ use std::collections::HashMap;
 
 use shared::entry::{Cause, Handle};
 use shared::journal::{self, Change, Commit, Doubt};
+use shared::status::Kinds;
 
 use crate::resolve::doubts::Turn;
 use crate::roots::TrackedRoot;
+
+/// Processes told apart in one batch; the events of more are not counted by process.
+const WRITERS_MAX: usize = 32;
 
 #[derive(Debug)]
 pub struct Batch {
     seed: u64,
     changes: Vec<Change>,
     index: HashMap<u128, usize>,
+    /// Of all events read.
+    pub kinds: Kinds,
+    /// How many events of ours these processes made, roughly the most frequent ones first.
+    writers: Vec<(u32, u64)>,
+    /// Changes that another of the same path and kind took in.
+    pub merged: u64,
     /// Events of paths that are not ours, or left out by rule.
     pub dropped: u64,
     pub overflows: u64,
@@ -28,6 +38,9 @@ impl Default for Batch {
             seed: journal::random_seed(),
             changes: Vec::new(),
             index: HashMap::new(),
+            kinds: Kinds::default(),
+            writers: Vec::new(),
+            merged: 0,
             dropped: 0,
             overflows: 0,
             gaps: Vec::new(),
@@ -40,12 +53,38 @@ impl Batch {
     pub fn push(&mut self, change: Change) {
         let key = journal::key(&change, self.seed);
         match self.index.get(&key) {
-            Some(&at) => self.changes[at].mask |= change.mask,
+            Some(&at) => {
+                self.changes[at].mask |= change.mask;
+                self.merged += 1;
+            }
             None => {
                 self.index.insert(key, self.changes.len());
                 self.changes.push(change);
             }
         }
+    }
+
+    /// An event of ours was made by this process; 0 is one that cannot be seen from here.
+    pub fn written_by(&mut self, pid: u32) {
+        match self.writers.iter().position(|(known, _)| *known == pid) {
+            Some(at) => {
+                self.writers[at].1 += 1;
+                // The next look for it is shorter.
+                if at > 0 {
+                    self.writers.swap(at, at - 1);
+                }
+            }
+            None if self.writers.len() < WRITERS_MAX && pid != 0 => self.writers.push((pid, 1)),
+            None => {}
+        }
+    }
+
+    pub fn writers(&self) -> &[(u32, u64)] {
+        &self.writers
+    }
+
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
     }
 
     pub fn len(&self) -> usize {
@@ -72,6 +111,7 @@ impl Batch {
             doubts: doubts.raised.into_iter().map(doubt).collect(),
             settled: doubts.settled.into_iter().map(|h| (fs.to_owned(), h)).collect(),
             generations: Vec::new(),
+            intake: None,
         }
     }
 }
@@ -105,9 +145,23 @@ mod tests {
         batch.push(change("a", Mask::CREATE));
         batch.push(change("b", Mask::CREATE));
         batch.push(change("a", Mask::MODIFY));
+        assert_eq!(batch.merged, 1);
         let commit = batch.into_commit("fs", Turn::default());
         assert_eq!(commit.changes.len(), 2);
         assert_eq!(commit.changes[0].mask, Mask::CREATE | Mask::MODIFY);
+    }
+
+    #[test]
+    fn those_who_write_most_are_known_by_name_and_very_many_others_cost_no_memory() {
+        let mut batch = Batch::default();
+        for pid in 1..1_000 {
+            batch.written_by(5);
+            batch.written_by(pid);
+            batch.written_by(0);
+        }
+        assert_eq!(batch.writers().len(), WRITERS_MAX);
+        assert_eq!(batch.writers()[0], (5, 1_000));
+        assert!(batch.writers().iter().all(|(pid, _)| *pid != 0));
     }
 
     #[test]

@@ -22,12 +22,23 @@ pub enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     Begin,
+    /// What an earlier instance left is taken over, with these uncommitted events. A gap is still to be committed
+    /// for some roots, or all.
+    Adopted {
+        events: u64,
+        bytes: usize,
+        gap: Option<Cause>,
+    },
+    /// Something may have been missed since.
+    NotAdopted(Cause),
     Placed,
     /// None of the roots is there: a probe will see them.
     NotPlaced,
     /// The roots are there, and their filesystem cannot be watched now.
     PlaceFailed,
     Committed,
+    /// A part of what was read is committed, the rest waits.
+    CommittedPart,
     /// The journal did not take it; what was to be committed is kept.
     NotCommitted,
     /// The wait or the nap is over.
@@ -61,9 +72,11 @@ pub enum Verdict {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
+    /// Take over what an earlier instance left.
+    Adopt,
     /// Mark the filesystem, or set the watches.
     Place,
-    /// Commit a gap over all roots. What was remembered of the stream is void.
+    /// Commit a gap over all roots, or those that an adoption named. What was remembered of the stream is void.
     CommitGap(Cause),
     /// Marks are placed and gap rows committed.
     Announce,
@@ -106,6 +119,10 @@ struct Waiter {
 pub struct Machine {
     /// A gap that must follow the next placing.
     broken: Option<Cause>,
+    /// Something of an earlier instance is there to be looked at.
+    may_adopt: bool,
+    /// Some of what was read is to be committed before anything else.
+    part: bool,
     /// Whether placing may be tried now.
     may_place: bool,
     /// Placed, gap not committed yet.
@@ -142,10 +159,12 @@ fn backoff(failures: u32) -> i64 {
 const STOP_FAILURES_MAX: u32 = 3;
 
 impl Machine {
-    /// `cause` is that of the gap each start begins with.
-    pub fn new(cause: Cause) -> Machine {
+    /// `cause` is that of the gap a start begins with, unless it can adopt what an earlier instance `left`.
+    pub fn new(cause: Cause, left: bool) -> Machine {
         Machine {
             broken: Some(cause),
+            may_adopt: left,
+            part: false,
             may_place: true,
             gap_due: None,
             placed: false,
@@ -192,6 +211,18 @@ impl Machine {
     fn take(&mut self, now_ns: i64, event: Event) {
         match event {
             Event::Begin | Event::Done => {}
+            Event::Adopted { events, bytes, gap } => {
+                self.broken = None;
+                self.placed = true;
+                self.more = true;
+                self.gap_due = gap;
+                self.part = bytes > 0;
+                if bytes > 0 {
+                    self.add_to_batch(now_ns, events, bytes);
+                }
+                self.read_at_placing = self.read;
+            }
+            Event::NotAdopted(cause) => self.broken = Some(cause),
             Event::Placed => {
                 self.placed = true;
                 self.read_at_placing = self.read;
@@ -210,16 +241,18 @@ impl Machine {
                 self.not_placed();
             }
             Event::Committed => self.take_commit(),
+            Event::CommittedPart => {
+                self.failures = 0;
+                self.retry_ns = None;
+                self.part = true;
+            }
             Event::NotCommitted => {
                 self.retry_ns = Some(now_ns.saturating_add(backoff(self.failures)));
                 self.failures += 1;
             }
             Event::Woken { readable } => self.more |= readable,
             Event::Read { events, bytes, drained } => {
-                self.read += events;
-                self.batch_events += events as usize;
-                self.batch_bytes += bytes;
-                self.batch_since_ns.get_or_insert(now_ns);
+                self.add_to_batch(now_ns, events, bytes);
                 self.more = !drained;
                 if drained {
                     self.reached_the_end();
@@ -245,6 +278,13 @@ impl Machine {
         }
     }
 
+    fn add_to_batch(&mut self, now_ns: i64, events: u64, bytes: usize) {
+        self.read += events;
+        self.batch_events += events as usize;
+        self.batch_bytes += bytes;
+        self.batch_since_ns.get_or_insert(now_ns);
+    }
+
     fn not_placed(&mut self) {
         self.placed = false;
         self.may_place = false;
@@ -263,6 +303,7 @@ impl Machine {
             return;
         }
         self.committed = self.read;
+        self.part = false;
         self.batch_events = 0;
         self.batch_bytes = 0;
         self.batch_since_ns = None;
@@ -322,8 +363,11 @@ impl Machine {
         if let Some(cause) = self.gap_due {
             return Command::CommitGap(cause);
         }
-        if self.retry_ns.take().is_some() {
+        if self.retry_ns.take().is_some() || self.part {
             return Command::Commit;
+        }
+        if std::mem::take(&mut self.may_adopt) {
+            return Command::Adopt;
         }
         let dirty = self.batch_since_ns.is_some();
         if self.broken.is_some() && dirty {

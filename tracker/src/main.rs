@@ -7,7 +7,7 @@ use shared::exit::Exit;
 use tracker::args::Args;
 use tracker::commands;
 
-fn main() -> ExitCode {
+pub fn main() -> ExitCode {
     let args = Args::parse();
     commands::init_logging(&args.common);
     let exit = match commands::run(args) {

@@ -25,6 +25,8 @@ pub struct TrackedRoot {
     pub expected: Option<Identity>,
     /// Something was mounted at the path itself when it was first seen.
     pub is_mount: bool,
+    /// The journal got a gap for it at this start, with its new path or rules.
+    pub changed: bool,
 }
 
 /// An open root directory that is what it should be. Held only while marking: it makes umount(8) fail.
@@ -152,6 +154,7 @@ pub mod tests {
             rules: Rules::new(&exclude).unwrap(),
             expected: None,
             is_mount: false,
+            changed: false,
         }
     }
 

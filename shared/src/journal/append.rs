@@ -1,12 +1,13 @@
 //! The tracker's side: one transaction per batch takes the entries, the doubts and what they replace.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::coalesce::{Coalesce, Decision, Watermarks};
 use super::generation::{Generation, record};
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Cause, Handle, Mask, Scope};
+use crate::kill;
 use crate::path::RelPath;
 
 /// A path to look at again, before it has a seq.
@@ -42,6 +43,14 @@ pub struct Doubt {
     pub epoch: u64,
 }
 
+/// The batch of an intake buffer that a transaction takes: each counts once, whoever commits it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntakeMark {
+    pub fs: String,
+    pub buffer_id: [u8; 16],
+    pub epoch: u64,
+}
+
 /// What one transaction takes.
 #[derive(Debug, Clone, Default)]
 pub struct Commit {
@@ -51,6 +60,8 @@ pub struct Commit {
     pub settled: Vec<(String, Handle)>,
     /// From when on a filesystem has to be asked what changed, once this is committed.
     pub generations: Vec<(RootId, Generation)>,
+    /// The buffer that the changes were read into.
+    pub intake: Option<IntakeMark>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +96,11 @@ impl Journal {
             for (root, generation) in &batch.generations {
                 record(tx, *root, generation)?;
             }
+            if let Some(mark) = &batch.intake {
+                tx.prepare_cached("INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)")?
+                    .execute(params![mark.fs, mark.buffer_id, mark.epoch])?;
+            }
+            kill::point("transaction");
             Ok(appended)
         });
         match done {
@@ -116,6 +132,17 @@ impl Journal {
             tx.execute("UPDATE meta SET floor = max(floor, ?1)", [floor])?;
             Ok(dropped as u64)
         })
+    }
+
+    /// The last batch that was taken from a filesystem's buffer.
+    pub fn intake(&self, fs: &str) -> Result<Option<IntakeMark>, DatabaseError> {
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok(IntakeMark { fs: fs.to_owned(), buffer_id: r.get(0)?, epoch: r.get(1)? })
+        };
+        self.conn
+            .query_row("SELECT buffer_id, epoch FROM intake WHERE fs = ?1", [fs], read)
+            .optional()
+            .map_err(self.fail("read what was taken from the buffer"))
     }
 
     /// The doubts of a filesystem, oldest epoch first.

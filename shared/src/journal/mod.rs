@@ -11,6 +11,7 @@ mod root;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +22,13 @@ use crate::entry::{Cause, Handle, Mask, Scope};
 use crate::limits;
 use crate::path::RelPath;
 
-pub use append::{Appended, Change, Commit, Doubt};
+pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
 pub use coalesce::{Coalesce, key, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use generation::Generation;
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
-pub use root::{RootRow, RootState};
+pub use root::{RootRow, RootState, Session};
+pub use waiting::{Waiting, WaitingSum};
 
 /// Number of a root in this journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +78,13 @@ impl Journal {
         Self::identified(conn, path)
     }
 
-    /// For legs and for people: it must be there.
+    /// For people: it must be there, and nothing of it changes.
+    pub fn open_to_read(path: &Path) -> Result<Journal, DatabaseError> {
+        let conn = database::open(path, schema::MIGRATIONS, Mode::Reader)?;
+        Self::identified(conn, path)
+    }
+
+    /// For legs: it must be there.
     pub fn open(path: &Path) -> Result<Journal, DatabaseError> {
         let conn = database::open(path, schema::MIGRATIONS, Mode::Guest)?;
         Self::identified(conn, path)
@@ -114,13 +122,6 @@ impl Journal {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
-    /// How many entries there are, and when the oldest was seen.
-    pub fn entry_count(&self) -> Result<(u64, Option<i64>), DatabaseError> {
-        self.conn
-            .query_row("SELECT count(*), min(at_ns) FROM entry", [], |r| Ok((r.get(0)?, r.get(1)?)))
-            .map_err(self.fail("count entries"))
-    }
-
     /// How many entries lie above `after` up to `upto`.
     pub fn count_between(&self, after: u64, upto: u64) -> Result<u64, DatabaseError> {
         self.conn
@@ -128,14 +129,6 @@ impl Journal {
                 r.get(0)
             })
             .map_err(self.fail("count entries"))
-    }
-
-    /// Entries of a root above a cursor: (rows, of which gaps).
-    pub fn pending(&self, root: RootId, after: u64) -> Result<(u64, u64), DatabaseError> {
-        let sql = "SELECT count(*), coalesce(sum(cause NOT IN (0, 1, 15)), 0) FROM entry WHERE root = ?1 AND seq > ?2";
-        self.conn
-            .query_row(sql, params![root.0, after], |r| Ok((r.get(0)?, r.get(1)?)))
-            .map_err(self.fail("count pending entries"))
     }
 
     /// A consistent copy in a new file.

@@ -36,6 +36,16 @@ pub struct RootRow {
     pub epoch: u64,
     pub state: RootState,
     pub state_since_ns: i64,
+    /// It is new or its path or rules changed, and it got its gap.
+    pub changed: bool,
+}
+
+/// How an earlier tracker lived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session {
+    pub boot_id: String,
+    /// It stopped with everything committed.
+    pub ended: bool,
 }
 
 impl Journal {
@@ -67,9 +77,9 @@ impl Journal {
                         now_ns
                     ],
                 )?;
-                let row = tx.query_row(&select("WHERE name = ?1"), [root.name.as_str()], read_root)?;
-                let same = known.is_some_and(|(p, r)| p == path && r == root.rules.text());
-                if !same {
+                let mut row = tx.query_row(&select("WHERE name = ?1"), [root.name.as_str()], read_root)?;
+                row.changed = !known.is_some_and(|(p, r)| p == path && r == root.rules.text());
+                if row.changed {
                     let gap = Change::gap(row.id, Cause::Rules);
                     append_changes(tx, &mut Coalesce::default(), &Watermarks::default(), &[gap], now_ns)?;
                 }
@@ -110,16 +120,20 @@ impl Journal {
         })
     }
 
-    /// A tracker began. Returns the session's number and the boot id of the session before.
+    /// A tracker began. Returns the session's number and the session before.
     pub fn begin_session(
         &mut self,
         boot_id: &str,
         version: &str,
         now_ns: i64,
-    ) -> Result<(i64, Option<String>), DatabaseError> {
+    ) -> Result<(i64, Option<Session>), DatabaseError> {
         self.write("begin a session", |tx| {
             let before = tx
-                .query_row("SELECT boot_id FROM session ORDER BY id DESC LIMIT 1", [], |r| r.get(0))
+                .query_row(
+                    "SELECT boot_id, ended_ns IS NOT NULL FROM session ORDER BY id DESC LIMIT 1",
+                    [],
+                    |r| Ok(Session { boot_id: r.get(0)?, ended: r.get(1)? }),
+                )
                 .optional()?;
             tx.execute(
                 "INSERT INTO session(boot_id, version, started_ns) VALUES (?1, ?2, ?3)",
@@ -154,5 +168,6 @@ fn read_root(r: &rusqlite::Row<'_>) -> rusqlite::Result<RootRow> {
         epoch: r.get(4)?,
         state: r.get(5)?,
         state_since_ns: r.get(6)?,
+        changed: false,
     })
 }

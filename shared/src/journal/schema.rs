@@ -4,8 +4,9 @@ use rusqlite_migration::M;
 
 /// `entry` is append-only and has no secondary index: appends run at 1.5 to 2 million rows a second, with an index
 /// on the path at 50 thousand (measured). Seqs are never reused: `meta.head` counts them, not the rowid.
-pub const MIGRATIONS: &[M<'static>] = &[M::up(
-    "CREATE TABLE meta(
+pub const MIGRATIONS: &[M<'static>] = &[
+    M::up(
+        "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),
         journal_id BLOB NOT NULL,
         floor INTEGER NOT NULL,
@@ -88,4 +89,12 @@ pub const MIGRATIONS: &[M<'static>] = &[M::up(
         root TEXT,
         text TEXT NOT NULL
     );",
-)];
+    ),
+    M::up(
+        "CREATE TABLE intake(
+        fs TEXT PRIMARY KEY,
+        buffer_id BLOB NOT NULL,
+        epoch INTEGER NOT NULL
+    ) WITHOUT ROWID;",
+    ),
+];

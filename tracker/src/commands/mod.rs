@@ -29,6 +29,8 @@ pub enum CommandError {
     Journal(DatabaseError),
     #[error("There is no journal at {}. `tracker run` makes it", path.display())]
     NoJournal { path: PathBuf },
+    #[error("The journal at {} does not answer. What the tracker itself tells is shown without it", path.display())]
+    JournalSilent { path: PathBuf },
     #[error(transparent)]
     Control(ControlError),
     #[error("The tracker did not flush: {message}")]
@@ -46,7 +48,9 @@ impl CommandError {
             CommandError::Run(e) => e.exit(),
             CommandError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
             CommandError::Journal(e) if e.is_permanent() => Exit::Config,
-            CommandError::NoJournal { .. } | CommandError::NotFlushed { .. } => Exit::TryLater,
+            CommandError::NoJournal { .. }
+            | CommandError::JournalSilent { .. }
+            | CommandError::NotFlushed { .. } => Exit::TryLater,
             CommandError::Control(ControlError::Refused { retry: false, .. }) | CommandError::Usage(_) => {
                 Exit::Usage
             }
@@ -61,7 +65,7 @@ pub fn run(args: Args) -> Result<Exit, anyhow::Error> {
     let config = || Config::load(&common.config).map_err(CommandError::Config);
     let exit = match args.command {
         Command::Run => shell::run(config()?).map_err(CommandError::Run)?,
-        Command::Stats { json } => stats::run(&config()?, json)?,
+        Command::Stats { json, watch } => stats::run(&config()?, json, watch)?,
         Command::Pending { leg, null, json } => pending::run(&config()?, leg.as_deref(), null, json)?,
         Command::Add { root, subtree, from0, paths } => {
             let paths = add::collect(from0.as_deref(), paths)?;
@@ -104,12 +108,16 @@ pub fn init_logging(common: &Common) {
 
 /// A reader that went away (`| head`) is no failure.
 fn print(bytes: &[u8]) -> Result<(), CommandError> {
+    put(bytes).map(drop)
+}
+
+/// False if the reader went away.
+fn put(bytes: &[u8]) -> Result<bool, CommandError> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CommandError::Io { op: "write to standard output".to_owned(), source: e })
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(CommandError::Io { op: "write to standard output".to_owned(), source: e }),
     }
 }
 

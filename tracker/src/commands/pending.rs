@@ -7,11 +7,11 @@ use shared::clock;
 use shared::config::{Config, Leg};
 use shared::entry::Scope;
 use shared::exit::Exit;
-use shared::journal::{Journal, RootId};
+use shared::journal::{Deferred, Entry, Journal, RootId};
 use shared::limits;
 use shared::path::RelPath;
 
-use super::{CommandError, print, table};
+use super::{CommandError, print, put, table};
 
 /// One line, whatever its origin.
 #[derive(Debug, Serialize)]
@@ -29,6 +29,11 @@ struct Row {
     deferred: bool,
     seq: u64,
     at_ns: i64,
+    /// Of a deferred row: how often it was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<String>,
 }
 
 const SCHEMA: u32 = 1;
@@ -41,24 +46,40 @@ pub fn run(config: &Config, leg: Option<&str>, null: bool, json: bool) -> Result
         None => None,
     };
     let journal = open_journal(config)?;
-    let rows = collect(&journal, leg).map_err(CommandError::Journal)?;
-    if null {
-        let mut out = Vec::new();
-        for row in &rows {
-            out.extend_from_slice(format!("{}\t{}\t", row.root, row.scope).as_bytes());
-            // An empty path would read as the root itself.
-            out.extend_from_slice(row.handle.as_ref().map_or(row.path.as_bytes(), String::as_bytes));
-            out.push(0);
-        }
-        print(&out)?;
-    } else if json {
-        let lines: Result<Vec<String>, _> = rows.iter().map(serde_json::to_string).collect();
-        let lines = lines.map_err(|e| CommandError::Io { op: "write JSON".to_owned(), source: e.into() })?;
-        print(lines.iter().map(|l| format!("{l}\n")).collect::<String>().as_bytes())?;
-    } else {
-        print(human(&rows).as_bytes())?;
+    let mut shown = 0;
+    each_page(&journal, leg, |rows| {
+        let page = match (null, json) {
+            (true, _) => rows.iter().flat_map(record).collect(),
+            (false, true) => lines(rows)?,
+            (false, false) => human(rows, shown == 0).into_bytes(),
+        };
+        shown += rows.len();
+        // A reader that went away wants no more.
+        put(&page)
+    })?;
+    if shown == 0 && !null && !json {
+        print(b"Nothing is pending.\n")?;
     }
     Ok(Exit::Ok)
+}
+
+/// `ROOT<TAB>SCOPE<TAB>PATH` and NUL.
+fn record(row: &Row) -> Vec<u8> {
+    let mut out = format!("{}\t{}\t", row.root, row.scope).into_bytes();
+    // An empty path would read as the root itself.
+    out.extend_from_slice(row.handle.as_ref().map_or(row.path.as_bytes(), String::as_bytes));
+    out.push(0);
+    out
+}
+
+fn lines(rows: &[Row]) -> Result<Vec<u8>, CommandError> {
+    let mut out = Vec::new();
+    for row in rows {
+        serde_json::to_writer(&mut out, row)
+            .map_err(|e| CommandError::Io { op: "write JSON".to_owned(), source: e.into() })?;
+        out.push(b'\n');
+    }
+    Ok(out)
 }
 
 pub(super) fn open_journal(config: &Config) -> Result<Journal, CommandError> {
@@ -66,64 +87,84 @@ pub(super) fn open_journal(config: &Config) -> Result<Journal, CommandError> {
     if !path.exists() {
         return Err(CommandError::NoJournal { path });
     }
-    Journal::open(&path).map_err(CommandError::Journal)
+    Journal::open_to_read(&path).map_err(CommandError::Journal)
 }
 
-fn collect(journal: &Journal, leg: Option<&Leg>) -> Result<Vec<Row>, shared::database::DatabaseError> {
-    let roots: BTreeMap<RootId, String> = journal.roots()?.into_iter().map(|r| (r.id, r.name)).collect();
+/// All that waits, in pages that fit into memory, as long as `show` wants more. The rows are those of the moment
+/// each page is read at.
+fn each_page(
+    journal: &Journal,
+    leg: Option<&Leg>,
+    mut show: impl FnMut(&[Row]) -> Result<bool, CommandError>,
+) -> Result<(), CommandError> {
+    let known = journal.roots().map_err(CommandError::Journal)?;
+    let roots: BTreeMap<RootId, String> = known.into_iter().map(|r| (r.id, r.name)).collect();
     let of_leg = |leg: &Leg, name: &String| leg.roots.iter().any(|r| r.root.as_str() == name);
     let wanted = |id: RootId| leg.is_none_or(|leg| roots.get(&id).is_some_and(|name| of_leg(leg, name)));
     let name = |id: RootId| roots.get(&id).cloned().unwrap_or_else(|| format!("#{}", id.0));
-    let (head, _) = journal.head_and_floor()?;
-    let mut after = match leg {
-        // A leg that never ran begins with a full pass and owes no entry.
-        Some(leg) => journal.leg(leg.name.as_str())?.map_or(0, |l| l.acked),
-        None => 0,
-    };
-    let mut rows = Vec::new();
+    let (head, _) = journal.head_and_floor().map_err(CommandError::Journal)?;
+    let row = leg.map(|leg| journal.leg(leg.name.as_str())).transpose().map_err(CommandError::Journal)?;
+    // A leg that never ran begins with a full pass and has acked no entry.
+    let mut after = row.flatten().map_or(0, |l| l.acked);
     loop {
-        let entries = journal.read(after, head, limits::READ_ROWS_MAX)?;
+        let entries = journal.read(after, head, limits::READ_ROWS_MAX).map_err(CommandError::Journal)?;
         let Some(last) = entries.last() else { break };
         after = last.seq;
-        rows.extend(entries.into_iter().filter(|e| wanted(e.root)).map(|e| Row {
-            schema: SCHEMA,
-            root: name(e.root),
-            scope: e.scope,
-            path: e.path,
-            handle: e.handle.map(|h| h.to_blob().iter().map(|b| format!("{b:02x}")).collect()),
-            cause: e.cause.to_string(),
-            deferred: false,
-            seq: e.seq,
-            at_ns: e.at_ns,
-        }));
+        let ours = entries.into_iter().filter(|e| wanted(e.root));
+        let rows: Vec<Row> = ours.map(|e| entry_row(e, name)).collect();
+        if !rows.is_empty() && !show(&rows)? {
+            return Ok(());
+        }
     }
-    if let Some(leg) = leg.map(|leg| leg.name.as_str()) {
-        let count = journal.deferred_count(leg)? as usize;
-        let deferred = journal.deferred(leg, count)?.into_iter();
-        rows.extend(deferred.filter(|d| wanted(d.key.root)).map(|d| Row {
-            schema: SCHEMA,
-            root: name(d.key.root),
-            scope: d.key.scope,
-            path: d.key.path,
-            handle: None,
-            cause: d.class.to_string(),
-            deferred: true,
-            seq: d.seq,
-            at_ns: d.since_ns,
-        }));
+    let Some(leg) = leg.map(|leg| leg.name.as_str()) else { return Ok(()) };
+    let count = journal.deferred_count(leg).map_err(CommandError::Journal)? as usize;
+    let deferred = journal.deferred(leg, count).map_err(CommandError::Journal)?.into_iter();
+    let rows: Vec<Row> = deferred.filter(|d| wanted(d.key.root)).map(|d| deferred_row(d, name)).collect();
+    if !rows.is_empty() {
+        show(&rows)?;
     }
-    Ok(rows)
+    Ok(())
 }
 
-fn human(rows: &[Row]) -> String {
-    if rows.is_empty() {
-        return "Nothing is pending.\n".to_owned();
+fn entry_row(entry: Entry, name: impl Fn(RootId) -> String) -> Row {
+    Row {
+        schema: SCHEMA,
+        root: name(entry.root),
+        scope: entry.scope,
+        path: entry.path,
+        handle: entry.handle.map(|h| h.to_blob().iter().map(|b| format!("{b:02x}")).collect()),
+        cause: entry.cause.to_string(),
+        deferred: false,
+        seq: entry.seq,
+        at_ns: entry.at_ns,
+        attempts: None,
+        last_error: None,
     }
+}
+
+fn deferred_row(row: Deferred, name: impl Fn(RootId) -> String) -> Row {
+    Row {
+        schema: SCHEMA,
+        root: name(row.key.root),
+        scope: row.key.scope,
+        path: row.key.path,
+        handle: None,
+        cause: row.class.to_string(),
+        deferred: true,
+        seq: row.seq,
+        at_ns: row.since_ns,
+        attempts: Some(row.attempts),
+        last_error: Some(row.last_error).filter(|e| !e.is_empty()),
+    }
+}
+
+fn human(rows: &[Row], first: bool) -> String {
     let line = |r: &Row| {
         let cause = if r.deferred { format!("deferred: {}", r.cause) } else { r.cause.clone() };
         let what = r.handle.as_ref().map_or_else(|| r.path.to_string(), |h| format!("handle {h}"));
         vec![r.seq.to_string(), clock::show(r.at_ns), r.root.clone(), r.scope.to_string(), cause, what]
     };
     let lines: Vec<Vec<String>> = rows.iter().map(line).collect();
-    table(&["SEQ", "SINCE", "ROOT", "SCOPE", "CAUSE", "PATH"], &[0], &lines)
+    let text = table(&["SEQ", "SINCE", "ROOT", "SCOPE", "CAUSE", "PATH"], &[0], &lines);
+    if first { text } else { text.split_once('\n').map_or(String::new(), |(_, rows)| rows.to_owned()) }
 }

@@ -12,7 +12,14 @@ struct Run {
 
 impl Run {
     fn new() -> Run {
-        Run { machine: Machine::new(Cause::Start), now_ns: 0, doubts: DoubtState::default() }
+        Run { machine: Machine::new(Cause::Start, false), now_ns: 0, doubts: DoubtState::default() }
+    }
+
+    /// A start that finds what an earlier instance left.
+    fn adopting() -> Run {
+        let mut run = Run { machine: Machine::new(Cause::Start, true), ..Run::new() };
+        assert_eq!(run.on(Event::Begin), Command::Adopt);
+        run
     }
 
     /// A tracker that waits for events.
@@ -51,6 +58,83 @@ fn the_mark_comes_before_the_gap_row_and_both_before_readiness() {
     assert_eq!(run.on(Event::Committed), Command::Announce);
     assert_eq!(run.on(Event::Done), Command::Read);
     assert_eq!(run.on(Event::Empty), idle());
+}
+
+fn adopted(events: u64, gap: Option<Cause>) -> Event {
+    Event::Adopted { events, bytes: events as usize * 90, gap }
+}
+
+#[test]
+fn an_adopted_start_commits_what_was_recovered_then_announces_and_writes_no_gap() {
+    let mut run = Run::adopting();
+    assert_eq!(run.on(adopted(900, None)), Command::Commit);
+    assert_eq!(run.on(Event::CommittedPart), Command::Commit);
+    assert_eq!(run.on(Event::CommittedPart), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+    assert_eq!(run.on(Event::Done), Command::Read);
+    assert_eq!(run.on(Event::Empty), idle());
+}
+
+#[test]
+fn an_adopted_start_with_nothing_to_recover_goes_straight_on() {
+    let mut run = Run::adopting();
+    assert_eq!(run.on(adopted(0, None)), Command::Announce);
+    assert_eq!(run.on(Event::Done), Command::Read);
+}
+
+#[test]
+fn the_gap_of_an_adoption_is_committed_before_it_is_announced_and_nothing_recovered_is_left_out() {
+    let mut run = Run::adopting();
+    assert_eq!(run.on(adopted(9, Some(Cause::Rules))), Command::CommitGap(Cause::Rules));
+    assert!(matches!(run.on(Event::NotCommitted), Command::Wait { until_ns: Some(_), listen: false }));
+    run.now_ns = RETRY_FIRST_NS;
+    assert_eq!(run.on(Event::Woken { readable: false }), Command::CommitGap(Cause::Rules));
+    assert_eq!(run.on(Event::Committed), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+}
+
+#[test]
+fn a_recovered_part_that_the_journal_refuses_is_tried_again_before_anything_is_read() {
+    let mut run = Run::adopting();
+    run.on(adopted(900, None));
+    run.on(Event::CommittedPart);
+    let wait = Command::Wait { until_ns: Some(RETRY_FIRST_NS), listen: false };
+    assert_eq!(run.on(Event::NotCommitted), wait);
+    run.now_ns = RETRY_FIRST_NS;
+    assert_eq!(run.on(Event::Woken { readable: false }), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+}
+
+#[test]
+fn what_cannot_be_adopted_is_placed_anew_with_a_gap_of_that_cause() {
+    let mut run = Run::adopting();
+    assert_eq!(run.on(Event::NotAdopted(Cause::Damaged)), Command::Place);
+    assert_eq!(run.on(Event::Placed), Command::CommitGap(Cause::Damaged));
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+}
+
+#[test]
+fn a_flush_asked_for_during_an_adoption_waits_for_what_was_recovered_and_queued() {
+    let mut run = Run::adopting();
+    run.machine.request(Request::Flush(7));
+    assert_eq!(run.on(adopted(5, None)), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+    assert_eq!(run.on(Event::Done), Command::CountQueued);
+    assert_eq!(run.on(Event::Queued(2)), Command::Read);
+    assert_eq!(run.on(some(2, true)), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Check { flush: true });
+    assert_eq!(run.on(Event::Checked(Verdict::Intact)), Command::Answer(7));
+}
+
+#[test]
+fn stopping_during_an_adoption_commits_what_was_recovered() {
+    let mut run = Run::adopting();
+    run.machine.request(Request::Stop);
+    assert_eq!(run.on(adopted(5, None)), Command::Commit);
+    assert_eq!(run.on(Event::Committed), Command::Announce);
+    assert_eq!(run.on(Event::Done), Command::CountQueued);
+    assert_eq!(run.on(Event::Queued(0)), Command::Read);
+    assert_eq!(run.on(Event::Empty), Command::End);
 }
 
 #[test]

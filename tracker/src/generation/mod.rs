@@ -213,13 +213,14 @@ fn each_item(
 /// and its word of it.
 const AGE: Duration = Duration::from_secs(5);
 
-/// The generations that may be recorded once everything that happened before them is committed.
+/// The generations that may be recorded because everything that happened before them is committed.
 #[derive(Debug, Default)]
 pub struct Generations {
     read: Vec<(RootId, Generation)>,
     read_ns: i64,
     /// Everything that was queued when they had their age has been read.
     drained: bool,
+    ready: Vec<(RootId, Generation)>,
 }
 
 impl Generations {
@@ -228,23 +229,24 @@ impl Generations {
         self.drained |= now_ns.saturating_sub(self.read_ns) >= AGE.as_nanos() as i64;
     }
 
-    /// What the commit of everything read may record; none while it is not known what some event was about. May touch
-    /// the roots' disk.
-    pub fn for_commit(
-        &mut self,
-        roots: &[TrackedRoot],
-        in_doubt: bool,
-        now_ns: i64,
-    ) -> Vec<(RootId, Generation)> {
-        if in_doubt || !(self.drained || self.read.is_empty()) {
-            return Vec::new();
+    /// Everything read is committed, and it is known what every event was about. May touch the roots' disk.
+    pub fn complete(&mut self, roots: &[TrackedRoot], now_ns: i64) {
+        if self.drained {
+            self.ready = std::mem::take(&mut self.read);
         }
-        let fresh = roots.iter().filter(|root| is_btrfs(root)).filter_map(|root| match root.look() {
-            Found::Ok(open) => Some((root.id, now(&open).ok()?)),
-            Found::Not { .. } => None,
-        });
-        let ready = std::mem::replace(&mut self.read, fresh.collect());
-        (self.read_ns, self.drained) = (now_ns, false);
+        if self.read.is_empty() {
+            let fresh = roots.iter().filter(|root| is_btrfs(root)).filter_map(|root| match root.look() {
+                Found::Ok(open) => Some((root.id, now(&open).ok()?)),
+                Found::Not { .. } => None,
+            });
+            (self.read, self.read_ns, self.drained) = (fresh.collect(), now_ns, false);
+        }
+    }
+
+    /// What the next commit may record; a gap in it has recorded something newer.
+    pub fn take(&mut self, commit: &Commit) -> Vec<(RootId, Generation)> {
+        let mut ready = std::mem::take(&mut self.ready);
+        ready.retain(|(root, _)| commit.generations.iter().all(|(known, _)| known != root));
         ready
     }
 }

@@ -34,19 +34,20 @@ fn another_subvolume_or_an_older_state_of_it_is_looked_at_as_a_whole() {
     assert!(why(Cause::Start, Some(THEN), Generation { generation: 99, ..THEN }).contains("older"));
 }
 
-fn ready(read_ns: i64) -> Generations {
-    Generations { read: vec![(RootId(1), THEN)], read_ns, drained: false }
-}
-
 #[test]
-fn a_generation_is_recorded_only_after_what_was_queued_when_it_had_its_age_is_read() {
+fn a_generation_is_recorded_only_after_what_was_queued_when_it_had_its_age_is_committed() {
     let second = 1_000_000_000;
-    let mut one = ready(0);
-    assert_eq!(one.for_commit(&[], false, 20 * second), []);
+    let mut one = Generations { read: vec![(RootId(1), THEN)], ..Generations::default() };
+    let commit = Commit::default();
     one.drained(4 * second);
-    assert_eq!(one.for_commit(&[], false, 20 * second), []);
+    one.complete(&[], 4 * second);
+    assert_eq!(one.take(&commit), [], "an event may be late");
     one.drained(6 * second);
-    assert_eq!(one.for_commit(&[], true, 20 * second), [], "some event is not understood yet");
-    assert_eq!(one.for_commit(&[], false, 20 * second), [(RootId(1), THEN)]);
-    assert_eq!(one.for_commit(&[], false, 21 * second), [], "it is recorded once");
+    assert_eq!(one.take(&commit), [], "what was read then is not committed");
+    one.complete(&[], 7 * second);
+    let newer = Commit { generations: vec![(RootId(1), THEN)], ..Commit::default() };
+    let mut other = Generations { ready: one.ready.clone(), ..Generations::default() };
+    assert_eq!(other.take(&newer), [], "a gap has recorded a newer one");
+    assert_eq!(one.take(&commit), [(RootId(1), THEN)]);
+    assert_eq!(one.take(&commit), [], "it is recorded once");
 }

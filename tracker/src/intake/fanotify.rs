@@ -1,5 +1,6 @@
 //! The fanotify source: one group and one filesystem mark for all roots of a filesystem.
 
+mod adopt;
 mod event;
 mod place;
 
@@ -8,19 +9,21 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use shared::entry::{Cause, Handle};
-use shared::limits;
+use shared::journal::IntakeMark;
 
-use super::records::{self, Records};
+use super::buffer::{Buffer, RootMark, Slot};
+use super::records::{Damaged, Record, Records};
 use super::{Checked, EventSource, Kind, Taken};
 use crate::batch::Batch;
-use crate::resolve::Resolver;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
+use crate::resolve::{Lost, Resolver};
 use crate::roots::TrackedRoot;
 
-pub use place::superblock;
+pub use adopt::{Adopted, Known, NotAdopted};
+pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
 
 /// More than the longest event: less room than this at the end of a read says nothing about the queue.
-const EVENT_BYTES_MAX: usize = 4096;
+pub const EVENT_BYTES_MAX: usize = 4096;
 /// FIONREAD counts this many bytes for each event, whatever its length (measured on 6.18).
 const FIONREAD_BYTES_PER_EVENT: u64 = 24;
 
@@ -33,8 +36,10 @@ pub struct Fanotify {
     anchors: Vec<Option<Handle>>,
     resolver: Resolver,
     doubts: Doubts,
-    buffer: Vec<u8>,
-    filled: usize,
+    /// Taken out only while its content is translated, and at the end.
+    buffer: Option<Buffer>,
+    /// What the buffer says of the roots once they are complete.
+    marks: Vec<RootMark>,
     queue_max: u64,
     last_error: Option<(i32, u32)>,
 }
@@ -44,6 +49,39 @@ impl Fanotify {
     fn forget(&mut self) {
         self.resolver.tree.clear();
         self.doubts.forget();
+    }
+}
+
+impl Fanotify {
+    fn lose(&mut self, cause: Cause, batch: &mut Batch) {
+        self.forget();
+        batch.gap(&self.roots, cause);
+    }
+
+    fn record(
+        &mut self,
+        record: Result<Record<'_>, Damaged>,
+        batch: &mut Batch,
+        read: u64,
+    ) -> Result<(), Lost> {
+        match record {
+            // Before any lookup: nothing else is known of this event.
+            Ok(record) if record.is_overflow() => {
+                batch.overflows += 1;
+                self.lose(Cause::Overflow, batch);
+            }
+            Ok(record) => {
+                if let Err(lost) = self.event(&record, batch, read) {
+                    self.lose(Cause::Unresolved, batch);
+                    return Err(lost);
+                }
+            }
+            Err(damaged) => {
+                tracing::error!("{damaged}");
+                self.lose(Cause::Damaged, batch);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -62,46 +100,42 @@ impl EventSource for Fanotify {
     }
 
     fn read(&mut self) -> io::Result<Option<Taken>> {
-        let end = self.buffer.len().min(self.filled + limits::INTAKE_READ_BYTES);
-        let room = &mut self.buffer[self.filled..end];
-        let size = room.len();
-        match rustix::io::read(&self.group, &mut *room) {
-            Ok(0) | Err(Errno::AGAIN | Errno::INTR) => Ok(None),
-            Ok(bytes) => {
-                let events = records::count(&room[..bytes]);
-                self.filled += bytes;
-                Ok(Some(Taken { events, bytes, drained: size - bytes >= EVENT_BYTES_MAX }))
+        let Some(buffer) = &mut self.buffer else { return Ok(None) };
+        match buffer.read(self.group.as_fd()) {
+            Ok(Slot { bytes: 0, .. }) => Ok(None),
+            Ok(Slot { events, bytes, room }) => {
+                Ok(Some(Taken { events, bytes, drained: room - bytes >= EVENT_BYTES_MAX }))
             }
-            Err(e) => Err(e.into()),
+            Err(e) => match Errno::from_io_error(&e) {
+                Some(Errno::AGAIN | Errno::INTR) => Ok(None),
+                _ => Err(e),
+            },
         }
     }
 
     fn translate(&mut self, batch: &mut Batch, read: u64, now_ns: i64) {
-        let buffer = std::mem::take(&mut self.buffer);
-        for record in Records::new(&buffer[..self.filled]) {
-            let lost = match &record {
-                // Before any lookup: nothing else is known of this event.
-                Ok(record) if record.is_overflow() => {
-                    batch.overflows += 1;
-                    Some(Cause::Overflow)
-                }
-                Ok(record) => self.event(record, batch, read).is_err().then_some(Cause::Unresolved),
-                Err(damaged) => {
-                    tracing::error!("{damaged}");
-                    Some(Cause::Damaged)
-                }
-            };
-            if let Some(cause) = lost {
-                self.forget();
-                batch.gap(&self.roots, cause);
-            }
-            if lost == Some(Cause::Unresolved) {
+        let Some(mut buffer) = self.buffer.take() else { return };
+        if let Some(cause) = buffer.owed() {
+            self.lose(cause, batch);
+        }
+        let span = buffer.begin_batch();
+        let mut records = Records::new(buffer.bytes(span.clone()));
+        loop {
+            let poisoned = buffer.translating(span.end - records.left());
+            let Some(record) = records.next() else { break };
+            if poisoned {
+                tracing::error!("An event that killed the tracker again and again is skipped");
+                self.lose(Cause::Poison, batch);
+            } else if self.record(record, batch, read) == Err(Lost::NoMount) {
                 // Nothing of this batch resolves, and the gap covers all of it.
                 break;
             }
         }
-        self.buffer = buffer;
-        self.filled = 0;
+        buffer.translated();
+        for trace in self.doubts.buried() {
+            buffer.bury(trace);
+        }
+        self.buffer = Some(buffer);
         self.resolver.release();
         self.doubts.passed(read, self.queue_max, now_ns);
     }
@@ -122,8 +156,34 @@ impl EventSource for Fanotify {
         self.doubts.len()
     }
 
+    fn cached_dirs(&self) -> usize {
+        self.resolver.tree.dir_count()
+    }
+
     fn doubt_turn(&mut self, now_ns: i64) -> Turn {
         self.doubts.turn(now_ns)
+    }
+
+    fn mark(&self, fs: &str) -> Option<IntakeMark> {
+        self.buffer.as_ref().map(|buffer| buffer.mark(fs))
+    }
+
+    fn finish(&mut self, counted: bool) -> bool {
+        let Some(buffer) = &mut self.buffer else { return false };
+        buffer.finish(counted);
+        buffer.left() > 0
+    }
+
+    fn in_force(&mut self) {
+        if let Some(buffer) = &mut self.buffer
+            && buffer.lasting().roots != self.marks
+        {
+            buffer.set_roots(self.marks.clone());
+        }
+    }
+
+    fn take_buffer(&mut self) -> Option<Buffer> {
+        self.buffer.take()
     }
 }
 

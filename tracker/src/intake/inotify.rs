@@ -212,6 +212,7 @@ impl Inotify {
             return;
         }
         let mask = mask_of(seen.mask);
+        batch.kinds.count(mask);
         let name: &[u8] = if seen.name.is_empty() { b"." } else { &seen.name };
         let spots = self.watches.spots(&seen.wd);
         let is_dir = mask.contains(Mask::ONDIR) && !seen.name.is_empty();
@@ -315,6 +316,10 @@ impl EventSource for Inotify {
         }
         self.give_up(moved);
         batch.error.clone_from(&self.blind.everything);
+    }
+
+    fn cached_dirs(&self) -> usize {
+        self.watches.len()
     }
 
     fn check(&mut self) -> Checked {

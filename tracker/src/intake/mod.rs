@@ -1,7 +1,9 @@
 //! Where events come from: fanotify for a whole filesystem, inotify where that is refused.
 
+pub mod buffer;
 pub mod fanotify;
 pub mod inotify;
+pub mod keep;
 pub mod records;
 pub mod sys;
 mod watches;
@@ -10,10 +12,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use shared::entry::Handle;
-use shared::journal::RootState;
+use shared::journal::{IntakeMark, RootState};
 
 use crate::batch::Batch;
 use crate::resolve::doubts::{DoubtState, Turn};
+use buffer::Buffer;
 
 /// Which kernel interface serves a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +111,9 @@ pub trait EventSource: Send {
         0
     }
 
+    /// Directories whose place it remembers.
+    fn cached_dirs(&self) -> usize;
+
     /// What the doubts add to a commit.
     fn doubt_turn(&mut self, _now_ns: i64) -> Turn {
         Turn::default()
@@ -115,6 +121,25 @@ pub trait EventSource: Send {
 
     /// Changes to commit before a flush is answered: what this source knows it cannot see.
     fn unseen(&mut self, _batch: &mut Batch) {}
+
+    /// What the next commit says of the buffer that its changes were read into.
+    fn mark(&self, _fs: &str) -> Option<IntakeMark> {
+        None
+    }
+
+    /// What was translated last is done with; `counted` if the journal holds its mark. True if some of what was read
+    /// is still to be translated.
+    fn finish(&mut self, _counted: bool) -> bool {
+        false
+    }
+
+    /// The gap rows of all roots are committed: from here on the stream is complete.
+    fn in_force(&mut self) {}
+
+    /// The buffer, for the source after this one.
+    fn take_buffer(&mut self) -> Option<Buffer> {
+        None
+    }
 }
 
 /// Doubts of an earlier session, for the gap that covers them.

@@ -27,6 +27,8 @@ pub struct Named<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record<'a> {
     pub mask: u64,
+    /// Who made the event; 0 if that process is not seen from here.
+    pub pid: u32,
     pub at: Option<Named<'a>>,
     pub from: Option<Named<'a>>,
     pub to: Option<Named<'a>>,
@@ -69,6 +71,11 @@ impl<'a> Records<'a> {
     pub fn new(buffer: &'a [u8]) -> Records<'a> {
         Records { rest: buffer }
     }
+
+    /// Bytes that are still to be walked.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -106,6 +113,18 @@ pub fn count(buffer: &[u8]) -> u64 {
     events
 }
 
+/// The length of the whole events that fit in `limit` bytes, of the first one at least; all of what no length leads on
+/// from.
+pub fn prefix(buffer: &[u8], limit: usize) -> usize {
+    let mut end = 0;
+    while let Ok((event, _)) = split_event(&buffer[end..])
+        && (end == 0 || end + event.len() <= limit)
+    {
+        end += event.len();
+    }
+    if end == 0 { buffer.len() } else { end }
+}
+
 fn split_event(buffer: &[u8]) -> Result<(&[u8], &[u8]), Damaged> {
     let len = u32_at(buffer, 0).ok_or(Damaged("it is cut short"))? as usize;
     if len < METADATA_BYTES || len > buffer.len() {
@@ -122,7 +141,8 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         return Err(Damaged("its head has an unknown length"));
     }
     let mask = u64_at(event, 8).ok_or(Damaged("it has no mask"))?;
-    let mut record = Record { mask, ..Record::default() };
+    let pid = u32_at(event, 20).unwrap_or(0);
+    let mut record = Record { mask, pid, ..Record::default() };
     if record.is_overflow() {
         return Ok(record);
     }
@@ -267,7 +287,7 @@ pub mod tests {
     fn a_creation_names_its_directory_its_name_and_its_target() {
         let buffer = create();
         let record = all(&buffer)[0].unwrap();
-        assert_eq!(record.mask, libc::FAN_CREATE);
+        assert_eq!((record.mask, record.pid), (libc::FAN_CREATE, 17));
         assert_eq!(record.at.unwrap().name, b"file");
         assert_eq!(record.at.unwrap().dir, HandleRef { kind: 1, bytes: b"dirhandl" });
         assert_eq!(record.target.unwrap().bytes, b"filehand");
@@ -344,6 +364,20 @@ pub mod tests {
         let buffer = [create(), create(), event(libc::FAN_Q_OVERFLOW, &[])].concat();
         assert_eq!(count(&buffer), 3);
         assert_eq!(count(&buffer[..buffer.len() - 1]), 2);
+    }
+
+    #[test]
+    fn a_prefix_is_of_whole_events_and_never_empty() {
+        let one = create().len();
+        let buffer = [create(), create(), create()].concat();
+        for (limit, expected) in
+            [(0, one), (one, one), (2 * one - 1, one), (2 * one, 2 * one), (9 * one, 3 * one)]
+        {
+            assert_eq!(prefix(&buffer, limit), expected, "{limit}");
+        }
+        let broken = [create(), vec![0; 8]].concat();
+        assert_eq!(prefix(&broken, one), one);
+        assert_eq!(prefix(&broken[one..], one), 8, "what is broken is left to the walk");
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use shared::entry::Handle;
 
@@ -24,6 +24,12 @@ fn fd_or_error(fd: i64) -> io::Result<OwnedFd> {
     }
     // SAFETY: the system call has just made this descriptor for us, so nobody else owns it; it fits an int.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A descriptor that was passed to this process at its start (sd_listen_fds(3)), to be taken once.
+pub fn inherited(fd: RawFd) -> OwnedFd {
+    // SAFETY: sd_listen_fds(3) gives it to this process alone, and it was just found to be open.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// fanotify_init(2).

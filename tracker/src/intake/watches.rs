@@ -26,8 +26,7 @@ impl<W> Default for Watches<W> {
 }
 
 impl<W: Clone + Eq + Hash> Watches<W> {
-    #[cfg(test)]
-    fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.dirs.len()
     }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use shared::entry::Handle;
 use shared::limits;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// How long after the last event that may tell, a doubt waits for its answer.
 const GRACE_NS: i64 = 1_000_000_000;
@@ -21,6 +22,11 @@ struct Open {
     /// When everything queued at that time had been read.
     drained_ns: Option<i64>,
     stored: bool,
+}
+
+/// What is remembered of a directory that is gone.
+fn trace(handle: &Handle) -> u64 {
+    xxh3_64(&handle.to_blob())
 }
 
 /// What the pacing needs to know.
@@ -45,14 +51,17 @@ pub struct Turn {
 pub struct Doubts {
     open: BTreeMap<Handle, Open>,
     settled: Vec<Handle>,
-    gone: HashSet<Handle>,
-    gone_before: HashSet<Handle>,
+    gone: HashSet<u64>,
+    gone_before: HashSet<u64>,
+    /// Buried since the last [`Doubts::buried`].
+    buried: Vec<u64>,
 }
 
 impl Doubts {
     /// A directory did not resolve. True if that is a doubt: its deletion has not been read.
     pub fn raise(&mut self, handle: Handle, epoch: u64) -> bool {
-        if self.gone.contains(&handle) || self.gone_before.contains(&handle) {
+        let trace = trace(&handle);
+        if self.gone.contains(&trace) || self.gone_before.contains(&trace) {
             return false;
         }
         self.open.entry(handle).or_insert(Open { epoch, drained_ns: None, stored: false });
@@ -72,7 +81,22 @@ impl Doubts {
         if self.gone.len() >= GONE_MAX {
             self.gone_before = std::mem::take(&mut self.gone);
         }
-        self.gone.insert(handle);
+        let trace = trace(&handle);
+        if self.gone.insert(trace) {
+            self.buried.push(trace);
+        }
+    }
+
+    /// What an instance before knew of the same unbroken stream.
+    pub fn restore(&mut self, open: Vec<Handle>, gone: Vec<u64>) {
+        let doubt = |handle| (handle, Open { epoch: 0, drained_ns: None, stored: true });
+        self.open.extend(open.into_iter().map(doubt));
+        self.gone_before.extend(gone);
+    }
+
+    /// The directories buried since the last call, to be restored some day.
+    pub fn buried(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.buried)
     }
 
     /// The queue was read to its end.
@@ -193,6 +217,20 @@ mod tests {
         assert_eq!(doubts.state().due_ns, None);
         doubts.passed(106, 100, S);
         assert_eq!(doubts.state().due_ns, Some(2 * S));
+    }
+
+    #[test]
+    fn what_an_earlier_instance_knew_is_decided_as_usual() {
+        let mut before = Doubts::default();
+        before.bury(h(1));
+        let mut doubts = Doubts::default();
+        doubts.restore(vec![h(2), h(3)], before.buried());
+        assert!(!doubts.raise(h(1), 5), "its deletion was read");
+        doubts.bury(h(2));
+        doubts.drained(0);
+        assert_eq!(doubts.turn(0).settled, [h(2)]);
+        let turn = doubts.turn(GRACE_NS);
+        assert_eq!((turn.gap, turn.settled), (true, vec![h(3)]));
     }
 
     #[test]

@@ -108,6 +108,10 @@ impl Tree {
         }
     }
 
+    pub fn dir_count(&self) -> usize {
+        self.index.len()
+    }
+
     pub fn is_top(&self, handle: &Handle) -> bool {
         self.anchors.top.as_ref() == Some(handle)
     }

@@ -1,10 +1,12 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
-mod heads;
+mod news;
+mod process;
 mod server;
 mod slot;
 mod start;
+mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -67,6 +69,7 @@ struct Daemon {
     session: i64,
     boot_id: String,
     started_ns: i64,
+    started_boot_ns: i64,
     probed_boot_ns: i64,
     probes_due: BTreeSet<usize>,
     /// Mounts changed while a probe was under way.
@@ -97,6 +100,7 @@ impl Daemon {
             boot_id: started.boot_id,
             inbox,
             started_ns: clock.wall_ns(),
+            started_boot_ns: clock.boot_ns(),
             probed_boot_ns: clock.boot_ns(),
             clock,
             probes_due: BTreeSet::new(),
@@ -215,8 +219,11 @@ impl Daemon {
             pid: std::process::id(),
             boot_id: self.boot_id.clone(),
             started_ns: self.started_ns,
+            started_boot_ns: self.started_boot_ns,
             written_ns: self.clock.wall_ns(),
             probed_boot_ns: self.probed_boot_ns,
+            rss_bytes: process::rss_bytes(),
+            cpu_ns: process::cpu_ns(),
             roots: Vec::new(),
             filesystems: Vec::new(),
         };

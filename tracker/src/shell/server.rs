@@ -19,7 +19,7 @@ use shared::entry::{Cause, Mask, Scope};
 use shared::journal::{Change, Coalesce, Commit, Journal, RootRow};
 use shared::limits;
 
-use super::heads::Heads;
+use super::news::Heads;
 use super::slot::{Flusher, SlotHandle};
 
 /// Connections served at once.

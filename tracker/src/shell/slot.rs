@@ -1,5 +1,7 @@
 //! One filesystem's thread: carries out the machine's commands on its source and its own connection to the journal.
 
+mod adopt;
+mod count;
 mod handle;
 mod store;
 
@@ -15,14 +17,16 @@ use shared::entry::Cause;
 use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
 
-use super::heads::Heads;
+use super::news::Heads;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
 use crate::generation::Generations;
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
-use crate::intake::{EventSource, PlaceError, RootSeen};
+use crate::intake::keep::Keep;
+use crate::intake::{EventSource, Kind, PlaceError, RootSeen};
+use crate::meter::Meter;
 use crate::roots::{Found, OwnDir, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
@@ -40,6 +44,9 @@ pub struct SlotParts {
     pub own: Vec<OwnDir>,
     pub journal: Journal,
     pub cause: Cause,
+    /// How the tracker before ended, for people.
+    pub before: &'static str,
+    pub keep: Keep,
     pub heads: Arc<Heads>,
     pub reports: Sender<Report>,
 }
@@ -52,6 +59,10 @@ struct Slot {
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
     generations: Generations,
+    /// The roots that the next gap is for; empty for all.
+    gaps: Vec<(usize, Cause)>,
+    /// The source holds more than the last commit took.
+    more_to_translate: bool,
     /// Placed, and the gap that covers the time before is committed.
     watching: bool,
     clock: SystemClock,
@@ -70,6 +81,7 @@ pub fn spawn(parts: SlotParts) -> std::io::Result<SlotHandle> {
     let shared = Arc::new(SlotShared::default());
     shared.lock().roots = parts.roots.iter().map(root_status).collect();
     shared.lock().filesystem.name = parts.name.clone();
+    *shared.meter() = Meter::new(parts.roots.iter().map(|r| (r.id, r.name.clone())));
     let slot = Slot::new(parts, Arc::clone(&shared), inbox, Arc::clone(&wake));
     let run = move || {
         let mut end = End { reports: slot.parts.reports.clone(), clean: false };
@@ -97,6 +109,8 @@ impl Slot {
             states: vec![None; parts.roots.len()],
             generations: Generations::default(),
             watching: false,
+            gaps: Vec::new(),
+            more_to_translate: false,
             parts,
             source: None,
             remembered: Coalesce::default(),
@@ -112,7 +126,11 @@ impl Slot {
 
     /// False if something could not be committed.
     fn run(mut self) -> bool {
-        let mut machine = Machine::new(self.parts.cause);
+        let left = self.parts.keep.has_group();
+        if !left {
+            self.say_how_it_began("the service manager had kept nothing of it");
+        }
+        let mut machine = Machine::new(self.parts.cause, left);
         let mut event = Event::Begin;
         loop {
             self.shared.progress.fetch_add(1, Ordering::Relaxed);
@@ -143,6 +161,7 @@ impl Slot {
 
     fn carry_out(&mut self, command: Command, read: u64) -> Event {
         match command {
+            Command::Adopt => self.adopt(),
             Command::Place => self.place(),
             Command::CommitGap(cause) => self.commit_gap(cause),
             Command::Announce => self.tell(Report::Ready),
@@ -152,7 +171,7 @@ impl Slot {
                 Event::Done
             }
             Command::Read => self.read(),
-            Command::CountQueued => Event::Queued(self.source.as_ref().map_or(0, |s| s.queued())),
+            Command::CountQueued => Event::Queued(self.count_queued()),
             Command::Commit => self.commit(read),
             Command::Check { flush } => self.check(flush),
             Command::Answer(id) => self.answer(id),
@@ -168,7 +187,7 @@ impl Slot {
     /// Changes the status and has it written soon.
     fn note(&self, change: impl FnOnce(&mut SlotStatus)) {
         change(&mut self.shared.lock());
-        if !self.shared.told.swap(true, Ordering::Relaxed) {
+        if self.shared.told.raise() {
             report(&self.parts.reports, Report::Changed);
         }
     }
@@ -190,30 +209,21 @@ impl Slot {
 
     fn place(&mut self) -> Event {
         // The old group goes first: there may be only so many.
-        self.source = None;
-        self.watching = false;
-        let placed = self.on_disk(|slot| place(&slot.parts.roots, &slot.parts.own));
+        self.end_source();
+        let placed = self.on_disk(|slot| place(&slot.parts.roots, &slot.parts.own, &mut slot.parts.keep));
         match placed {
             Ok((source, seen, reason)) => {
-                let (kind, roots) = (source.kind(), seen.len());
-                self.note(|s| {
-                    s.filesystem.source = kind.as_str().to_owned();
-                    for root in &mut s.roots[..roots] {
-                        root.source = kind.as_str().to_owned();
-                        root.source_reason = reason.clone();
-                        root.blind_spots = kind.blind_spots();
-                    }
-                });
-                self.source = Some(source);
-                self.recovered(PLACE_ERROR);
+                self.begin_source(source, seen.len(), &reason);
                 self.store_states(&seen, false);
                 Event::Placed
             }
             Err(PlaceError::Absent(seen)) => {
+                self.end_source();
                 self.store_states(&seen, false);
                 Event::NotPlaced
             }
             Err(e) => {
+                self.end_source();
                 let why = format!("{PLACE_ERROR}: {e}");
                 self.note_error(&why);
                 let failing = |root| RootSeen { root, state: RootState::Failing, why: why.clone() };
@@ -222,6 +232,30 @@ impl Slot {
                 Event::PlaceFailed
             }
         }
+    }
+
+    fn begin_source(&mut self, source: Box<dyn EventSource>, roots: usize, reason: &str) {
+        let kind = source.kind();
+        if kind != Kind::Fanotify {
+            self.parts.keep.forget();
+        }
+        self.note(|s| {
+            s.filesystem.source = kind.as_str().to_owned();
+            for root in &mut s.roots[..roots] {
+                root.source = kind.as_str().to_owned();
+                root.source_reason = reason.to_owned();
+                root.blind_spots = kind.blind_spots();
+            }
+        });
+        self.source = Some(source);
+        self.recovered(PLACE_ERROR);
+    }
+
+    /// Nobody reads its group any more: it would fill up with kernel memory.
+    fn end_source(&mut self) {
+        self.watching = false;
+        let buffer = self.source.take().and_then(|mut source| source.take_buffer());
+        self.parts.keep.give_back(buffer);
     }
 
     /// Work that may hang with a tracked disk.
@@ -268,9 +302,7 @@ impl Slot {
                     self.generations.drained(now);
                     source.drained(now);
                 }
-                let mut status = self.shared.lock();
-                status.filesystem.events_read += taken.events;
-                status.filesystem.bytes_read += taken.bytes as u64;
+                self.count_read(&taken, now);
                 Event::Read { events: taken.events, bytes: taken.bytes, drained: taken.drained }
             }
             Ok(None) => {
@@ -286,6 +318,9 @@ impl Slot {
     }
 
     fn check(&mut self, flush: bool) -> Event {
+        if !flush {
+            self.count_queued();
+        }
         let (intact, seen) = self.on_disk(|slot| match &mut slot.source {
             Some(source) => {
                 let checked = source.check();
@@ -297,10 +332,8 @@ impl Slot {
         self.store_states(&seen, covered);
         report(&self.parts.reports, Report::Probed(self.parts.number));
         if seen.iter().all(|r| r.state != RootState::Ok) {
-            self.watching = false;
-            // Nobody reads a group that serves no root, and its queue would fill up with kernel memory. What it holds
-            // is covered by the gap of the next placing.
-            self.source = None;
+            // What its group holds is covered by the gap of the next placing.
+            self.end_source();
             return Event::Checked(Verdict::Absent);
         }
         if !intact {
@@ -337,8 +370,8 @@ const READ_ERROR: &str = "cannot read events";
 type Placed = (Box<dyn EventSource>, Vec<RootSeen>, String);
 
 /// fanotify, or inotify with the reason why not fanotify.
-fn place(roots: &[TrackedRoot], own: &[OwnDir]) -> Result<Placed, PlaceError> {
-    match Fanotify::place(roots, own) {
+fn place(roots: &[TrackedRoot], own: &[OwnDir], keep: &mut Keep) -> Result<Placed, PlaceError> {
+    match Fanotify::place(roots, own, keep) {
         Ok((source, seen)) => Ok((Box::new(source), seen, String::new())),
         Err(PlaceError::Refused { reason }) => {
             let (source, seen) = Inotify::place(roots, own)?;

@@ -16,14 +16,16 @@ use shared::config::Config;
 use shared::database::DatabaseError;
 use shared::entry::Cause;
 use shared::exit::Exit;
-use shared::journal::{Journal, RootRow};
+use shared::journal::{Journal, RootRow, Session};
 use shared::limits;
 
-use super::heads::Heads;
+use super::news::Heads;
 use super::server::Server;
 use super::slot::{self, SlotHandle, SlotParts};
+use super::stored::Stored;
 use super::{Report, report};
 use crate::intake::fanotify;
+use crate::intake::keep::Keep;
 use crate::mounts;
 use crate::roots::{Found, OwnDir, RootError, TrackedRoot};
 
@@ -107,12 +109,13 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
     let rows = journal.put_roots(&config.roots, now).map_err(RunError::Journal)?;
     for (root, row) in tracked.iter_mut().zip(&rows) {
         root.id = row.id;
+        root.changed = row.changed;
     }
     let boot_id = clock::boot_id().map_err(|source| RunError::System { op: "read the boot id", source })?;
     let version = env!("CARGO_PKG_VERSION");
     let (session, before) = journal.begin_session(&boot_id, version, now).map_err(RunError::Journal)?;
-    let booted = before.is_some_and(|before| before != boot_id);
-    let cause = if booted { Cause::Boot } else { Cause::Start };
+    let before = before_this(before.as_ref(), &boot_id);
+    let stored = Stored::listen();
     // What the tracker before wrote is not this one's.
     match std::fs::remove_file(config.status_path()) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -121,7 +124,12 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
         _ => {}
     }
     let heads = Arc::new(Heads::default());
-    let slots = spawn_slots(&config, tracked, cause, &heads, reports)?;
+    let (slots, left_over) = spawn_slots(&config, tracked, before, stored, &boot_id, &heads, reports)?;
+    for name in left_over {
+        let text = format!("{name} is of no filesystem of the configuration, and is kept no more");
+        tracing::info!("{text}");
+        journal.add_history(now, "start", None, &text).map_err(RunError::Journal)?;
+    }
     let server = Server::new(&config, rows_by_name(rows), journal, heads, lock);
     let socket = config.control_path();
     let server = server.listen(&slots).map_err(|source| RunError::Socket { path: socket, source })?;
@@ -140,6 +148,7 @@ fn unnumbered(root: &shared::config::Root) -> TrackedRoot {
         rules: root.rules.clone(),
         expected: root.identity.clone(),
         is_mount: false,
+        changed: false,
     }
 }
 
@@ -209,37 +218,59 @@ fn lock(config: &Config) -> Result<File, RunError> {
     Err(RunError::Locked { dir: config.state_dir.clone() })
 }
 
-/// One thread for each filesystem; a root that is not there yet gets one of its own.
+/// How the tracker before ended, and the cause of the gap if nothing of it can be adopted.
+fn before_this(before: Option<&Session>, boot_id: &str) -> (&'static str, Cause) {
+    match before {
+        None => ("the first start", Cause::Start),
+        Some(s) if s.boot_id != boot_id && s.ended => ("after a clean reboot", Cause::Boot),
+        Some(s) if s.boot_id != boot_id => ("after a crash of the machine", Cause::Boot),
+        Some(s) if s.ended => ("after a clean stop", Cause::Start),
+        Some(_) => ("after the tracker was killed", Cause::Start),
+    }
+}
+
+/// One thread for each filesystem; a root that is not there yet gets one of its own. Returns also the names of what
+/// was kept for none of them.
 fn spawn_slots(
     config: &Config,
     tracked: Vec<TrackedRoot>,
-    cause: Cause,
+    (before, cause): (&'static str, Cause),
+    mut stored: Stored,
+    boot_id: &str,
     heads: &Arc<Heads>,
     reports: &Sender<Report>,
-) -> Result<Vec<SlotHandle>, RunError> {
+) -> Result<(Vec<SlotHandle>, Vec<String>), RunError> {
     let own: Vec<_> =
         [&config.state_dir, &config.runtime_dir].into_iter().filter_map(|d| OwnDir::of(d).ok()).collect();
     let groups = by_filesystem(tracked);
     if groups.len() > limits::FILESYSTEMS_MAX {
         return Err(RunError::TooManyFilesystems { count: groups.len(), max: limits::FILESYSTEMS_MAX });
     }
-    let mut slots = Vec::new();
+    let mut all: Vec<SlotParts> = Vec::new();
     for (number, roots) in groups.into_iter().enumerate() {
         let name = filesystem_name(&roots[0]);
-        let parts = SlotParts {
+        // Clones have one UUID, and so have two roots of one disk that is not there.
+        let twins = all.iter().filter(|other| other.name == name).count();
+        let fs_key = if twins == 0 { name.clone() } else { format!("{name} #{}", twins + 1) };
+        let journal = Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?;
+        all.push(SlotParts {
             number,
-            fs_key: name.clone(),
+            keep: Keep::new(&fs_key, boot_id, journal.id(), |name| stored.take(name)),
+            fs_key,
             name,
             roots,
             own: own.clone(),
-            journal: Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?,
+            journal,
             cause,
+            before,
             heads: Arc::clone(heads),
             reports: reports.clone(),
-        };
-        slots.push(slot::spawn(parts).map_err(|source| RunError::System { op: "start a thread", source })?);
+        });
     }
-    Ok(slots)
+    let left_over = stored.discard_rest();
+    let spawn =
+        |parts| slot::spawn(parts).map_err(|source| RunError::System { op: "start a thread", source });
+    Ok((all.into_iter().map(spawn).collect::<Result<_, _>>()?, left_over))
 }
 
 fn by_filesystem(tracked: Vec<TrackedRoot>) -> Vec<Vec<TrackedRoot>> {

@@ -35,12 +35,14 @@ pub struct World {
     pub deaf: bool,
     /// A shell script that ends with `exec "$@"`, in a user namespace of its own.
     pub namespace: Option<&'static str>,
+    /// It sees mounts of its own, and not those that others make meanwhile.
+    pub own_mounts: bool,
     running: Option<Running>,
 }
 
 struct Running {
     child: Child,
-    notify: UnixDatagram,
+    notices: Receiver<String>,
     lines: Receiver<String>,
 }
 
@@ -56,6 +58,7 @@ impl World {
             env: Vec::new(),
             deaf: false,
             namespace: None,
+            own_mounts: false,
             running: None,
             dir,
         };
@@ -158,7 +161,6 @@ impl World {
         std::fs::remove_file(&socket).ok();
         let notify = UnixDatagram::bind(&socket).unwrap();
         std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-        notify.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut command = self.command(&["run"]);
         if let Some(script) = self.namespace {
             command = Command::new("unshare");
@@ -166,6 +168,11 @@ impl World {
                 .args(["--user", "--map-root-user", "sh", "-c", script, "sh"])
                 .arg(&self.program)
                 .arg("run");
+            command.env("LONGSHORE_CONFIG", &self.config);
+        }
+        if self.own_mounts {
+            command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private"]).arg(&self.program).arg("run");
             command.env("LONGSHORE_CONFIG", &self.config);
         }
         command.envs(self.env.iter().copied());
@@ -183,22 +190,27 @@ impl World {
                 }
             }
         });
-        self.running = Some(Running { child, notify, lines });
+        // Taken at once, as a service manager does: the tracker waits for that.
+        let (sender, notices) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1024];
+            while let Ok(n) = notify.recv(&mut buffer) {
+                let lines = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                if lines.contains("STOPPING=1") | sender.send(lines).is_err() {
+                    break;
+                }
+            }
+        });
+        self.running = Some(Running { child, notices, lines });
         self.wait_for_notice("READY=1");
     }
 
     /// Waits until the tracker has told the service manager this.
     pub fn wait_for_notice(&self, notice: &str) {
-        let notify = &self.running.as_ref().unwrap().notify;
-        let mut buffer = [0; 1024];
+        let notices = &self.running.as_ref().unwrap().notices;
         loop {
-            let n = match notify.recv(&mut buffer) {
-                Ok(n) => n,
-                // A receive with a time-out is not taken up again by itself.
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => panic!("no {notice}: {e}"),
-            };
-            if buffer[..n].split(|&b| b == b'\n').any(|line| line == notice.as_bytes()) {
+            let lines = notices.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("no {notice}: {e}"));
+            if lines.lines().any(|line| line == notice) {
                 return;
             }
         }

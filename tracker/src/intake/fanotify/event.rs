@@ -17,6 +17,7 @@ impl Fanotify {
             return Ok(());
         }
         let mask = entry::mask_of(record.mask);
+        batch.kinds.count(mask);
         let target = record.target.map(records::HandleRef::to_handle);
         let scope = entry::scope_of(mask, entry::is_subvolume(&self.fs, target.as_ref()));
         let mut made = false;
@@ -32,7 +33,11 @@ impl Fanotify {
         if let (true, Some(target)) = (mask.contains(Mask::ONDIR), target) {
             self.follow_directory(record, mask, target);
         }
-        batch.dropped += u64::from(!made);
+        if made {
+            batch.written_by(record.pid);
+        } else {
+            batch.dropped += 1;
+        }
         Ok(())
     }
 

@@ -6,9 +6,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::journal::RootState;
-use shared::limits;
 
 use super::Fanotify;
+use super::adopt::root_marks;
+use crate::intake::buffer::Buffer;
+use crate::intake::keep::Keep;
 use crate::intake::{Checked, PlaceError, RootSeen, sys};
 use crate::mounts::{self, Mount};
 use crate::resolve::doubts::Doubts;
@@ -17,7 +19,7 @@ use crate::resolve::{OpenMount, Resolver};
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 /// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
-const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
+pub const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
     | libc::FAN_REPORT_DFID_NAME
     | libc::FAN_REPORT_FID
     | libc::FAN_REPORT_TARGET_FID
@@ -26,7 +28,7 @@ const GROUP_FLAGS: u32 = libc::FAN_CLASS_NOTIF
     | libc::FAN_NONBLOCK;
 
 /// No *_SELF: they only double events that name a parent, and on overlayfs a lookup of what is deleted makes one.
-const MARK_MASK: u64 = libc::FAN_CREATE
+pub const MARK_MASK: u64 = libc::FAN_CREATE
     | libc::FAN_DELETE
     | libc::FAN_MODIFY
     | libc::FAN_CLOSE_WRITE
@@ -38,41 +40,24 @@ const QUEUE_MAX_DEFAULT: u64 = 16_384;
 
 impl Fanotify {
     /// Marks the filesystem of the roots. Roots that are not there or not what they should be are left for later.
-    pub fn place(roots: &[TrackedRoot], own: &[OwnDir]) -> Result<(Fanotify, Vec<RootSeen>), PlaceError> {
-        let all = mounts::read().map_err(|source| PlaceError::Io { op: "read mountinfo", source })?;
-        let (open, seen) = open_roots(roots, &all);
-        let Some(first) = open.iter().flatten().next() else { return Err(PlaceError::Absent(seen)) };
-        let dev = superblock(first, &all);
-        let fs = first.identity.fs.clone();
+    pub fn place(
+        roots: &[TrackedRoot],
+        own: &[OwnDir],
+        keep: &mut Keep,
+    ) -> Result<(Fanotify, Vec<RootSeen>), PlaceError> {
+        let found = Roots::look(roots)?;
         let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
-        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&fs) },
-            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
-        })?;
-        mark(&group, mount.fd())?;
-        let top = mount.top().map_err(refused)?;
-        // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
-        sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
-        let anchors: Vec<Option<Handle>> =
-            open.iter().map(|o| o.as_ref().and_then(|o| o.handle.clone())).collect();
-        let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
-        let mut resolver = Resolver::default();
-        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
-        let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
-        let source = Fanotify {
-            group,
-            roots: roots.to_vec(),
-            dev,
-            fs,
-            anchors,
-            resolver,
-            doubts: Doubts::default(),
-            buffer: vec![0; limits::INTAKE_BATCH_BYTES],
-            filled: 0,
-            queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
-            last_error: None,
+        let marks = root_marks(roots, &found.handles());
+        let seen = found.seen.clone();
+        // In this order: group and buffer are kept before there is anything to lose.
+        let mark_it = |keep: &mut Keep, group: &OwnedFd, mount: &OpenMount| {
+            let buffer = keep
+                .keep(group.as_fd(), &marks)
+                .map_err(|source| PlaceError::Io { op: "make the intake buffer", source })?;
+            mark(group, mount.fd())?;
+            Ok(buffer)
         };
-        Ok((source, seen))
+        Ok((found.into_source(group, roots, own, keep, mark_it)?, seen))
     }
 
     fn is_marked(&self) -> bool {
@@ -94,6 +79,65 @@ impl Fanotify {
         };
         let intact = self.is_marked() && open.iter().enumerate().all(watched);
         Checked { intact, roots }
+    }
+}
+
+/// The roots of one filesystem, open while a source is made for them.
+pub(super) struct Roots {
+    open: Vec<Option<OpenRoot>>,
+    pub seen: Vec<RootSeen>,
+    pub dev: u64,
+    fs: String,
+}
+
+impl Roots {
+    pub fn look(roots: &[TrackedRoot]) -> Result<Roots, PlaceError> {
+        let all = mounts::read().map_err(|source| PlaceError::Io { op: "read mountinfo", source })?;
+        let (open, seen) = open_roots(roots, &all);
+        let Some(first) = open.iter().flatten().next() else { return Err(PlaceError::Absent(seen)) };
+        let (dev, fs) = (superblock(first, &all), first.identity.fs.clone());
+        Ok(Roots { open, seen, dev, fs })
+    }
+
+    pub fn handles(&self) -> Vec<Option<Handle>> {
+        self.open.iter().map(|o| o.as_ref().and_then(|o| o.handle.clone())).collect()
+    }
+
+    /// `buffer` marks the group, if it is a new one, and gives the buffer to read into.
+    pub fn into_source(
+        self,
+        group: OwnedFd,
+        roots: &[TrackedRoot],
+        own: &[OwnDir],
+        keep: &mut Keep,
+        buffer: impl FnOnce(&mut Keep, &OwnedFd, &OpenMount) -> Result<Buffer, PlaceError>,
+    ) -> Result<Fanotify, PlaceError> {
+        let (dev, anchors) = (self.dev, self.handles());
+        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&self.fs) },
+            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
+        })?;
+        let buffer = buffer(keep, &group, &mount)?;
+        let top = mount.top().map_err(refused)?;
+        // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
+        sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
+        let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
+        let mut resolver = Resolver::default();
+        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
+        let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
+        Ok(Fanotify {
+            group,
+            roots: roots.to_vec(),
+            dev,
+            fs: self.fs,
+            marks: root_marks(roots, &anchors),
+            anchors,
+            resolver,
+            doubts: Doubts::default(),
+            buffer: Some(buffer),
+            queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
+            last_error: None,
+        })
     }
 }
 

@@ -4,10 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use shared::entry::Scope;
+use shared::journal::JournalId;
 
 use super::super::records::tests::{event, handle_bytes, info};
 use super::place::{marks, refused};
 use super::*;
+use crate::intake::keep::Keep;
 use crate::intake::{PlaceError, sys};
 use crate::roots::tests::root;
 
@@ -52,7 +54,10 @@ impl Scene {
         for sub in dirs {
             std::fs::create_dir_all(path.join(sub)).unwrap();
         }
-        let (source, _) = Fanotify::place(&[root(1, &path, &[])], &[]).unwrap();
+        let mut keep = Keep::new("fs", "boot", JournalId([1; 16]), |_| None);
+        let (mut source, _) = Fanotify::place(&[root(1, &path, &[])], &[], &mut keep).unwrap();
+        // The gap row of the start.
+        source.finish(true);
         Some(Scene { source, root: path, _dir: dir })
     }
 
@@ -82,11 +87,10 @@ impl Scene {
 
     /// The paths and causes of what these events become.
     fn play(&mut self, events: &[Vec<u8>]) -> Vec<(String, Scope, Cause)> {
-        let bytes = events.concat();
-        self.source.buffer[..bytes.len()].copy_from_slice(&bytes);
-        self.source.filled = bytes.len();
+        self.source.buffer.as_mut().unwrap().fill(&events.concat());
         let mut batch = Batch::default();
         self.source.translate(&mut batch, 0, 0);
+        assert!(!self.source.finish(true), "all of it was one batch");
         let commit = batch.into_commit("fs", Turn::default());
         let shown = |c: shared::journal::Change| {
             (String::from_utf8(c.path.as_bytes().to_vec()).unwrap(), c.scope, c.cause)
@@ -217,5 +221,27 @@ fn an_event_in_a_directory_that_is_gone_is_a_doubt_until_its_deletion_is_read() 
     scene.play(&[modified(&d, "f")]);
     assert_eq!(scene.source.doubt_count(), 1);
     scene.play(&[scene.deleted(&d, "d")]);
+    assert_eq!(scene.source.doubt_count(), 0);
+}
+
+#[test]
+fn a_gap_that_is_owed_is_in_the_next_batch_and_in_no_later_one() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    scene.source.buffer.as_ref().unwrap().owe(Cause::Damaged);
+    let top = scene.handle("");
+    assert!(scene.play(&[modified(&top, "f")]).contains(&(String::new(), Scope::Subtree, Cause::Damaged)));
+    assert_eq!(scene.write_in(&top), ["new"]);
+}
+
+#[test]
+fn a_directory_deleted_before_a_kill_raises_no_doubt_after_it() {
+    let Some(mut scene) = Scene::new(&["d"]) else { return };
+    let d = scene.handle("d");
+    std::fs::remove_dir(scene.root.join("d")).unwrap();
+    scene.play(&[scene.deleted(&d, "d")]);
+    let gone = scene.source.buffer.as_ref().unwrap().gone();
+    scene.source.doubts = Doubts::default();
+    scene.source.doubts.restore(Vec::new(), gone);
+    scene.play(&[modified(&d, "f")]);
     assert_eq!(scene.source.doubt_count(), 0);
 }

@@ -1,15 +1,19 @@
 //! What the other threads hold of a filesystem's thread: its inbox, its status, its progress.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use shared::clock::{Clock as _, SystemClock};
 use shared::journal::RootState;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
 
+use crate::meter::Meter;
 use crate::roots::TrackedRoot;
+use crate::shell::news::Notice;
+use crate::shell::process;
 
 pub enum Message {
     /// Answered with the head.
@@ -28,12 +32,13 @@ pub struct SlotStatus {
 #[derive(Debug, Default)]
 pub struct SlotShared {
     status: Mutex<SlotStatus>,
+    meter: Mutex<Meter>,
     /// Counts the turns of the thread.
     pub progress: AtomicU64,
     /// The thread waits for a tracked disk.
     pub resolving: AtomicBool,
     /// A change of the status was reported and not yet written.
-    pub(super) told: AtomicBool,
+    pub(super) told: Notice,
 }
 
 impl SlotShared {
@@ -41,9 +46,19 @@ impl SlotShared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn meter(&self) -> MutexGuard<'_, Meter> {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn status(&self) -> SlotStatus {
-        self.told.store(false, Ordering::Relaxed);
-        self.lock().clone()
+        self.told.take();
+        let mut seen = self.lock().clone();
+        let now = SystemClock.boot_ns();
+        let mut meter = self.meter();
+        seen.filesystem.commit_latency = meter.latency();
+        seen.filesystem.top_dirs = meter.top_dirs(now);
+        seen.filesystem.top_processes = meter.top_processes(now, process::name_of);
+        seen
     }
 }
 

@@ -12,19 +12,21 @@ use crate::intake::{Kind, RootSeen, settled_by_gap};
 
 impl Slot {
     pub(super) fn commit_gap(&mut self, cause: Cause) -> Event {
-        let doubts = match self.parts.journal.doubts(&self.parts.fs_key) {
-            Ok(doubts) => settled_by_gap(doubts),
-            Err(e) => {
-                self.note_error(&e.to_string());
-                return Event::NotCommitted;
-            }
-        };
-        let mut commit = Commit {
-            changes: self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect(),
-            doubts: Vec::new(),
-            settled: doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect(),
-            generations: Vec::new(),
-        };
+        let mut commit = Commit::default();
+        if self.gaps.is_empty() {
+            let doubts = match self.parts.journal.doubts(&self.parts.fs_key) {
+                Ok(doubts) => settled_by_gap(doubts),
+                Err(e) => {
+                    self.note_error(&e.to_string());
+                    return Event::NotCommitted;
+                }
+            };
+            commit.changes = self.parts.roots.iter().map(|r| Change::gap(r.id, cause)).collect();
+            commit.settled = doubts.into_iter().map(|h| (self.parts.fs_key.clone(), h)).collect();
+        } else {
+            let roots = self.gaps.iter();
+            commit.changes = roots.map(|&(r, cause)| Change::gap(self.parts.roots[r].id, cause)).collect();
+        }
         let how = self.by_generation(&mut commit);
         let stored = self.store(commit);
         if !stored {
@@ -34,10 +36,19 @@ impl Slot {
         }
         self.note(|s| s.filesystem.gaps += 1);
         self.record_gaps(&[cause], &how);
+        self.gaps.clear();
+        self.complete();
+        Event::Committed
+    }
+
+    /// Whatever was missed is covered, and nothing is missed from here on.
+    pub(super) fn complete(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.in_force();
+        }
         self.watching = true;
         let seen = look_at(&self.parts.roots);
         self.store_states(&seen, true);
-        Event::Committed
     }
 
     /// What the journal and the status say of the roots. `ok` only once the gap is committed.
@@ -77,14 +88,20 @@ impl Slot {
             if turn.gap {
                 batch.gap(&slot.parts.roots, Cause::Unresolved);
             }
-            slot.count(&batch, doubts);
+            slot.count_batch(&batch, doubts, now);
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
         let Some((mut commit, gaps)) = commit else { return Event::Committed };
         let how = if gaps.is_empty() { Vec::new() } else { self.by_generation(&mut commit) };
-        self.record_generation(&mut commit, now);
+        if !batch::is_empty(&commit) {
+            let ready = self.generations.take(&commit);
+            commit.generations.extend(ready);
+        }
         let event = self.committed(commit);
+        if event == Event::Committed {
+            self.learn_generation(now);
+        }
         self.record_gaps(&gaps, &how);
         event
     }
@@ -97,16 +114,12 @@ impl Slot {
         })
     }
 
-    /// What inotify does not see is found by the next start only if the time before it is looked at, too.
-    fn record_generation(&mut self, commit: &mut Commit, now: i64) {
+    /// Everything read is committed. What inotify does not see is found by the next start only if the time before it
+    /// is looked at, too.
+    fn learn_generation(&mut self, now: i64) {
         let source = self.source.as_ref().filter(|s| s.kind() == Kind::Fanotify);
-        let Some(in_doubt) = source.map(|s| s.doubt_count() > 0) else { return };
-        if !batch::is_empty(commit) {
-            let ready = self.on_disk(|slot| slot.generations.for_commit(&slot.parts.roots, in_doubt, now));
-            // What a gap recorded in this commit is newer.
-            let known = commit.generations.clone();
-            let missing = ready.into_iter().filter(|(root, _)| known.iter().all(|(r, _)| r != root));
-            commit.generations.extend(missing);
+        if source.is_some_and(|s| s.doubt_count() == 0) {
+            self.on_disk(|slot| slot.generations.complete(&slot.parts.roots, now));
         }
     }
 
@@ -126,36 +139,32 @@ impl Slot {
         }
     }
 
-    pub(super) fn count(&self, batch: &Batch, doubts: u64) {
-        let mut status = self.shared.lock();
-        let fs = &mut status.filesystem;
-        fs.dropped += batch.dropped;
-        fs.overflows += batch.overflows;
-        fs.gaps += batch.gaps.len() as u64;
-        fs.doubts = doubts;
-        if let Some(error) = &batch.error {
-            fs.last_error.clone_from(error);
+    pub(super) fn committed(&mut self, commit: Commit) -> Event {
+        match self.store(commit) {
+            true if self.more_to_translate => Event::CommittedPart,
+            true => Event::Committed,
+            false => Event::NotCommitted,
         }
     }
 
-    pub(super) fn committed(&mut self, commit: Commit) -> Event {
-        if self.store(commit) { Event::Committed } else { Event::NotCommitted }
+    /// Tells the source that what it translated is done with.
+    fn finish(&mut self, counted: bool) {
+        self.more_to_translate = self.source.as_mut().is_some_and(|source| source.finish(counted));
     }
 
     /// Commits, or keeps it for the next try.
-    pub(super) fn store(&mut self, commit: Commit) -> bool {
+    pub(super) fn store(&mut self, mut commit: Commit) -> bool {
         if batch::is_empty(&commit) {
+            self.finish(false);
             return true;
         }
+        commit.intake = self.source.as_ref().and_then(|source| source.mark(&self.parts.fs_key));
         let at_ns = self.clock.wall_ns();
+        let begun = self.clock.boot_ns();
         match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
             Ok(done) => {
-                self.note(|s| {
-                    s.filesystem.entries += done.rows;
-                    s.filesystem.coalesced += done.coalesced;
-                    s.filesystem.commits += 1;
-                    s.filesystem.last_commit_ns = at_ns;
-                });
+                self.finish(true);
+                self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
                 self.recovered(JOURNAL_ERROR);
                 self.parts.heads.publish(done.head);
                 true

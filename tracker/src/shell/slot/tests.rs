@@ -31,6 +31,10 @@ impl EventSource for Played {
         self.reads.pop_front().unwrap_or(Ok(None))
     }
 
+    fn cached_dirs(&self) -> usize {
+        0
+    }
+
     fn translate(&mut self, _batch: &mut Batch, _read: u64, _now_ns: i64) {}
 
     fn check(&mut self) -> Checked {
@@ -53,13 +57,16 @@ fn world() -> World {
     let path = dir.path().join("root");
     std::fs::create_dir(&path).unwrap();
     let (reports, receiver) = crossbeam_channel::unbounded();
+    let journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
     let parts = SlotParts {
         number: 0,
+        before: "the first start",
+        keep: Keep::new("fs", "boot", journal.id(), |_| None),
         name: "fs".into(),
         fs_key: "fs".into(),
         roots: vec![root(1, &path, &[])],
         own: Vec::new(),
-        journal: Journal::create_or_open(&dir.path().join("journal.db")).unwrap(),
+        journal,
         cause: Cause::Start,
         heads: Arc::new(Heads::default()),
         reports,
