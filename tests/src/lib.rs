@@ -7,6 +7,7 @@ pub mod dir_leg;
 pub mod mount;
 pub mod played;
 pub mod programs;
+pub mod sys;
 pub mod tmpfs;
 pub mod workload;
 pub mod world;

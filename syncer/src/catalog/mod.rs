@@ -4,6 +4,7 @@ mod intents;
 mod page;
 mod rows;
 mod schema;
+mod silent;
 mod staging;
 
 use std::path::{Path, PathBuf};

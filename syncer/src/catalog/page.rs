@@ -42,6 +42,10 @@ impl RowPage {
     }
 }
 
+pub(super) const KNOWN_COLUMNS: &str =
+    "key, kind, size, mtime_ns, ctime_ns, btime_ns, ino, mode, uid, gid, nlink, rdev,
+     origin, settled, state";
+
 impl Catalog {
     /// Rows from `from` on (included), up to `end` (left out), at most `limit`, in the place of those in `page`.
     pub fn read_page(
@@ -52,19 +56,27 @@ impl Catalog {
         limit: usize,
         page: &mut RowPage,
     ) -> Result<(), DatabaseError> {
+        // Two texts: SQLite bounds a range only by what cannot be NULL.
+        let up_to = if end.is_some() { "AND key < ?3" } else { "AND ?3 IS NULL" };
+        let sql = format!(
+            "SELECT {KNOWN_COLUMNS} FROM row WHERE root = ?1 AND key >= ?2 {up_to} ORDER BY key LIMIT ?4"
+        );
+        self.select_page(&sql, params![root.0, from, end, limit], page)
+    }
+
+    /// The rows of a query for `KNOWN_COLUMNS`, in the place of those in `page`.
+    pub(super) fn select_page(
+        &self,
+        sql: &str,
+        args: impl rusqlite::Params,
+        page: &mut RowPage,
+    ) -> Result<(), DatabaseError> {
         let fail = self.fail("read rows");
         page.keys.clear();
         page.rows.clear();
         page.next = 0;
-        // Two texts: SQLite bounds a range only by what cannot be NULL.
-        let up_to = if end.is_some() { "AND key < ?3" } else { "AND ?3 IS NULL" };
-        let sql = format!(
-            "SELECT key, kind, size, mtime_ns, ctime_ns, btime_ns, ino, mode, uid, gid, nlink, rdev, origin, settled,
-                 state
-             FROM row WHERE root = ?1 AND key >= ?2 {up_to} ORDER BY key LIMIT ?4"
-        );
-        let mut statement = self.conn.prepare_cached(&sql).map_err(&fail)?;
-        let mut rows = statement.query(params![root.0, from, end, limit]).map_err(&fail)?;
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let mut rows = statement.query(args).map_err(&fail)?;
         while let Some(r) = rows.next().map_err(&fail)? {
             read_known(r, page).map_err(&fail)?;
         }

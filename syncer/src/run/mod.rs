@@ -8,6 +8,7 @@ mod removal;
 mod rounds;
 mod send;
 mod setup;
+mod silent;
 mod source;
 
 use std::collections::HashMap;
@@ -154,6 +155,7 @@ pub struct Run<'a> {
     /// Until when, by the clock that does not stop.
     due_until_ns: Option<i64>,
     removal: removal::Removal,
+    silent: silent::Silent,
     /// Roots whose listing was compared and whose tree is being examined.
     full_passes: Vec<usize>,
     report: Report,
@@ -180,6 +182,7 @@ impl<'a> Run<'a> {
             due: HashMap::new(),
             due_until_ns: None,
             removal: removal::Removal::default(),
+            silent: silent::Silent::default(),
             full_passes: Vec::new(),
             report,
             exits: Vec::new(),
@@ -247,6 +250,7 @@ impl<'a> Run<'a> {
             Command::Remove => return self.remove().await,
             Command::WriteRemoved => self.write_removed()?,
             Command::Review => return self.review(),
+            Command::LookSilent => return self.look_silent(),
             Command::Rest => return self.rest().await,
             Command::ProveAgain => {
                 self.prove()?;

@@ -50,6 +50,7 @@ impl Run<'_> {
                 self.add_entry(entry, &mut works)?;
             }
         }
+        self.add_silent(&mut works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
         self.owed.clear();
