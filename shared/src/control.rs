@@ -18,6 +18,8 @@ pub enum Request {
     Flush,
     /// Commit these paths as entries; all or none.
     Add { paths: Vec<AddedPath> },
+    /// Have the kernel tell of something harmless at each root, and say where it did.
+    Canary,
     /// Answer with a line each time new entries were committed (at most a few a second), until either side hangs
     /// up.
     Watch,
@@ -31,11 +33,25 @@ pub struct AddedPath {
     pub subtree: bool,
 }
 
+/// What came of one root's canary, and how the root was found meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    pub root: String,
+    pub state: String,
+    pub state_reason: String,
+    /// Empty if nothing watches it.
+    pub source: String,
+    /// The kernel told of it in time; `None` where its source has no canary.
+    pub heard: Option<bool>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub enum Answer {
     /// Done; the newest seq committed.
     Done { head: u64 },
+    /// Of the roots whose filesystem answered in time.
+    Canaries { roots: Vec<Canary> },
     /// New entries were committed.
     Changed { head: u64 },
     /// Not done, and why.
@@ -107,8 +123,23 @@ impl Connection {
 pub fn ask(socket: &Path, request: &Request, timeout: Duration) -> Result<u64, ControlError> {
     match connect(socket, request, Some(timeout))?.answer()? {
         Answer::Done { head } | Answer::Changed { head } => Ok(head),
-        Answer::Refused { message, retry } => Err(ControlError::Refused { message, retry }),
+        other => Err(unexpected(socket, &other)),
     }
+}
+
+/// The canaries of all roots whose filesystem answers in time.
+pub fn ask_canaries(socket: &Path) -> Result<Vec<Canary>, ControlError> {
+    // The tracker itself gives up first, and then names who did not answer.
+    let timeout = limits::CANARY_TIMEOUT * 2;
+    match connect(socket, &Request::Canary, Some(timeout))?.answer()? {
+        Answer::Canaries { roots } => Ok(roots),
+        other => Err(unexpected(socket, &other)),
+    }
+}
+
+fn unexpected(socket: &Path, answer: &Answer) -> ControlError {
+    let source = io::Error::new(io::ErrorKind::InvalidData, format!("it answered {answer:?}"));
+    ControlError::BrokenOff { socket: socket.to_owned(), source }
 }
 
 /// The server's side of [`connect`]: the whole request must come within this time.

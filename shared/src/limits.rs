@@ -29,8 +29,11 @@ pub const INTAKE_BATCH_AGE: Duration = Duration::from_millis(250);
 pub const INTAKE_NAP: Duration = Duration::from_millis(4);
 /// Filesystems marked at most: the kernel allows 128 groups per user (fanotify(7)).
 pub const FILESYSTEMS_MAX: usize = 120;
-/// Directories that the handle cache of one filesystem remembers.
-pub const HANDLE_CACHE_DIRS_MAX: usize = 262_144;
+/// Bytes of the cache of directories of one filesystem (measured: about 90 for a directory).
+pub const HANDLE_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Files that one leg publishes of one root because they have more names than it knows. Beyond it the tracker asks the
+/// disk for each written file whether it has more than one name.
+pub const LINKED_FILES_MAX: usize = 65_536;
 /// Paths that a filesystem's own record of what changed may put in the place of a gap; more are a gap.
 pub const GENERATION_PATHS_MAX: usize = 100_000;
 /// Doubts kept per filesystem before they become one gap.
@@ -39,6 +42,8 @@ pub const DOUBTS_MAX: usize = 10_000;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the tracker waits until each filesystem has told of its canary.
+pub const CANARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `tracker stats` waits for the journal before it tells the rest without it.
 pub const STATS_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Paths one `tracker add` may name.

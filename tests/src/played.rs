@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -68,6 +69,8 @@ pub struct Bent {
     pub unknown: Option<&'static str>,
     /// Called before a file is opened.
     pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called after a file was read and found unchanged.
+    pub after_read: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Bent {
@@ -97,6 +100,33 @@ impl BentTree {
     }
 }
 
+struct BentFile {
+    real: Arc<dyn SourceFile>,
+    after_read: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl SourceFile for BentFile {
+    fn stat(&self) -> &Stat {
+        self.real.stat()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.real.read_at(buffer, offset)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        self.real.next_data(from)
+    }
+
+    fn unchanged(&self) -> io::Result<bool> {
+        let unchanged = self.real.unchanged()?;
+        if let Some(work) = &self.after_read {
+            work();
+        }
+        Ok(unchanged)
+    }
+}
+
 fn io_error() -> io::Error {
     io::Error::from(rustix::io::Errno::IO)
 }
@@ -118,7 +148,8 @@ impl Tree for BentTree {
         if let Some(work) = &self.bent.at_open {
             work();
         }
-        self.real.open(path)
+        let real = self.real.open(path)?;
+        Ok(Arc::new(BentFile { real, after_read: self.bent.after_read.clone() }))
     }
 
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {

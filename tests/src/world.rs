@@ -13,6 +13,8 @@ use syncer::credentials::Environment;
 use syncer::live;
 use syncer::report::Report;
 use syncer::run::{Parts, Rest, Run};
+use syncer::tree::Tree as _;
+use syncer::tree::proven::ProvenTree;
 use tempfile::TempDir;
 
 use crate::played::{PlayedRest, PlayedTracker};
@@ -78,6 +80,16 @@ impl World {
     /// What the tracker would write for a path.
     pub fn saw(&mut self, path: &str, scope: Scope, mask: Mask) {
         note(&mut self.journal, self.root, path, scope, mask);
+    }
+
+    /// What the tracker would write for a file without a usable name: the one that lies at this path.
+    pub fn saw_by_handle(&mut self, path: &str, mask: Mask) {
+        let tree = ProvenTree::open(&self.source()).unwrap();
+        let handle = tree.handle(&RelPath::parse(path.as_bytes()).unwrap());
+        assert!(handle.is_some(), "the filesystem has handles");
+        let (root, path) = (self.root, RelPath::root());
+        let change = Change { root, path, handle, scope: Scope::Handle, cause: Cause::Event, mask };
+        commit(&mut self.journal, change);
     }
 
     pub fn saw_gap(&mut self) {

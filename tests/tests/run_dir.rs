@@ -209,3 +209,20 @@ fn files_that_were_just_written_are_read_again_and_nothing_is_sent() {
     let report = world.run("copy");
     assert_eq!((report.exit, report.files_sent, report.others_sent), (Exit::Ok, 0, 0), "{}", report.text());
 }
+
+#[test]
+fn an_entry_by_handle_reaches_every_name_and_of_a_file_nobody_knows_none() {
+    let mut world = mirrored();
+    let top = world.source();
+    fs::write(top.join("a/file"), "changed through a name that nobody saw").unwrap();
+    fs::write(top.join("unknown"), "its own entry is still to come").unwrap();
+    world.saw_by_handle("a/file", Mask::MODIFY);
+    world.saw_by_handle("unknown", Mask::MODIFY);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    for name in ["a/file", "z-other-name"] {
+        let copied = fs::read_to_string(world.path("copy").join(name)).unwrap();
+        assert_eq!(copied, "changed through a name that nobody saw", "{name}");
+    }
+    assert!(!world.path("copy/unknown").exists());
+}

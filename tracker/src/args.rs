@@ -44,6 +44,13 @@ pub enum Command {
         #[arg(long)]
         watch: bool,
     },
+    /// Whether every root is the disk it should be, and watched. It has the kernel tell of each root, which writes
+    /// nothing. Ends with 0 if all is well, with 5 if a root is not, and with 75 if the tracker is down or hangs.
+    Health {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
     /// The paths that wait to be looked at.
     Pending {
         /// Only what this leg has not done yet in its roots, with what it put off.

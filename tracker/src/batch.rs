@@ -1,12 +1,14 @@
 //! The changes of one batch of events, joined: a path is one change with the union of its bits, however many events
 //! it had. Pure.
 
-use std::collections::HashMap;
-
-use shared::entry::{Cause, Handle};
+use hashbrown::HashMap;
+use shared::entry::{Cause, Handle, Mask, Scope};
 use shared::journal::{self, Change, Commit, Doubt};
+use shared::path::RelPath;
 use shared::status::Kinds;
 
+use crate::event_to_entry as entry;
+use crate::linked::Linked;
 use crate::resolve::doubts::Turn;
 use crate::roots::TrackedRoot;
 
@@ -18,6 +20,7 @@ pub struct Batch {
     seed: u64,
     changes: Vec<Change>,
     index: HashMap<u128, usize>,
+    scratch: Vec<u8>,
     /// Of all events read.
     pub kinds: Kinds,
     /// How many events of ours these processes made, roughly the most frequent ones first.
@@ -30,6 +33,8 @@ pub struct Batch {
     /// Why every root is looked at again; once for each time.
     pub gaps: Vec<Cause>,
     pub error: Option<String>,
+    /// Lent by the thread, which keeps it up to date.
+    pub linked: Linked,
 }
 
 impl Default for Batch {
@@ -38,6 +43,7 @@ impl Default for Batch {
             seed: journal::random_seed(),
             changes: Vec::new(),
             index: HashMap::new(),
+            scratch: Vec::new(),
             kinds: Kinds::default(),
             writers: Vec::new(),
             merged: 0,
@@ -45,6 +51,7 @@ impl Default for Batch {
             overflows: 0,
             gaps: Vec::new(),
             error: None,
+            linked: Linked::default(),
         }
     }
 }
@@ -62,6 +69,37 @@ impl Batch {
                 self.changes.push(change);
             }
         }
+    }
+
+    /// A change at a name of a directory, where `.` is the directory itself, unless a rule of the root leaves it out.
+    /// Whether it is one. Most names are here already, so that nothing is made before it is needed.
+    pub fn push_name(
+        &mut self,
+        root: &TrackedRoot,
+        dir: &RelPath,
+        name: &[u8],
+        mask: Mask,
+        scope: Scope,
+    ) -> bool {
+        let path: [&[u8]; 3] = match name {
+            b"." => [dir.as_bytes(), b"", b""],
+            _ if dir.is_root() => [name, b"", b""],
+            _ => [dir.as_bytes(), b"/", name],
+        };
+        let key = journal::key_of(root.id, scope, &path, None, self.seed, &mut self.scratch);
+        if let Some(&at) = self.index.get(&key) {
+            self.changes[at].mask |= mask;
+            self.merged += 1;
+            return true;
+        }
+        let path = if name == b"." { Ok(dir.clone()) } else { dir.child(name) };
+        // A name with `/` or NUL cannot come out of the parser.
+        let Some(change) = path.ok().and_then(|path| entry::change(root, path, mask, scope)) else {
+            return false;
+        };
+        self.index.insert(key, self.changes.len());
+        self.changes.push(change);
+        true
     }
 
     /// An event of ours was made by this process; 0 is one that cannot be seen from here.

@@ -5,7 +5,7 @@ use shared::entry::{Cause, Handle, Mask, Scope};
 use shared::journal::Change;
 use shared::path::RelPath;
 
-use crate::resolve::tree::Spot;
+use crate::intake::records::HandleRef;
 use crate::roots::TrackedRoot;
 
 /// BTRFS_FIRST_FREE_OBJECTID: the inode number of every subvolume's root, which stands first in btrfs handles.
@@ -26,9 +26,14 @@ pub fn mask_of(fanotify: u64) -> Mask {
 }
 
 /// A new directory's later content has events of its own; a new subvolume's (a snapshot's) does not.
-pub fn is_subvolume(fs: &str, target: Option<&Handle>) -> bool {
+pub fn is_subvolume(fs: &str, target: Option<HandleRef<'_>>) -> bool {
     let inode = target.and_then(|h| h.bytes.first_chunk().map(|b| u64::from_le_bytes(*b)));
     fs == "btrfs" && inode == Some(BTRFS_SUBVOLUME_ROOT)
+}
+
+/// The subvolume that a btrfs handle is in: the second number of it.
+pub fn subvolume_of(handle: HandleRef<'_>) -> Option<u64> {
+    handle.bytes.get(8..)?.first_chunk().map(|b| u64::from_le_bytes(*b))
 }
 
 pub fn scope_of(mask: Mask, subvolume: bool) -> Scope {
@@ -42,31 +47,16 @@ pub fn change(root: &TrackedRoot, path: RelPath, mask: Mask, scope: Scope) -> Op
     (!excluded).then_some(Change { root: root.id, path, handle: None, scope, cause: Cause::Event, mask })
 }
 
-/// The changes of a name below each of the directory's spots. `.` is the directory itself.
-pub fn changes<'a>(
-    roots: &'a [TrackedRoot],
-    spots: &'a [Spot],
-    name: &'a [u8],
-    mask: Mask,
-    scope: Scope,
-) -> impl Iterator<Item = Change> + 'a {
-    spots.iter().filter_map(move |spot| {
-        let path = if name == b"." { Ok(spot.path.clone()) } else { spot.path.child(name) };
-        // A name with `/` or NUL cannot come out of the parser.
-        change(&roots[spot.root], path.ok()?, mask, scope)
-    })
-}
-
-/// A file that has no usable name: every root is asked by its handle.
-pub fn by_handle(roots: &[TrackedRoot], handle: &Handle, mask: Mask) -> impl Iterator<Item = Change> {
-    roots.iter().map(move |root| Change {
+/// A file whose name is not known, or not the only one: legs look for it by its handle.
+pub fn by_handle(root: &TrackedRoot, handle: &Handle, mask: Mask) -> Change {
+    Change {
         root: root.id,
         path: RelPath::root(),
         handle: Some(handle.clone()),
         scope: Scope::Handle,
         cause: Cause::Event,
         mask,
-    })
+    }
 }
 
 /// The name the kernel gives a file made with O_TMPFILE: `#` and its inode number.
@@ -77,6 +67,9 @@ pub fn looks_nameless(name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Batch;
+    use crate::resolve::doubts::Turn;
+    use crate::resolve::tree::Spot;
     use crate::roots::tests::root;
     use std::path::Path;
 
@@ -88,10 +81,14 @@ mod tests {
 
     fn made(exclude: &[&str], spots: &[Spot], name: &[u8], mask: Mask) -> Vec<(i64, Vec<u8>, Scope)> {
         let roots = [root(1, Path::new("/a"), exclude), root(2, Path::new("/a/b"), &[])];
-        let scope = scope_of(mask, false);
-        changes(&roots, spots, name, mask, scope)
-            .map(|c| (c.root.0, c.path.as_bytes().to_vec(), c.scope))
-            .collect()
+        let mut batch = Batch::default();
+        for spot in spots {
+            let before = batch.len();
+            let made = batch.push_name(&roots[spot.root], &spot.path, name, mask, scope_of(mask, false));
+            assert_eq!(made, batch.len() > before);
+        }
+        let commit = batch.into_commit("fs", Turn::default());
+        commit.changes.into_iter().map(|c| (c.root.0, c.path.as_bytes().to_vec(), c.scope)).collect()
     }
 
     #[test]
@@ -148,10 +145,17 @@ mod tests {
     #[test]
     fn a_subvolume_is_told_by_its_inode_on_btrfs_only() {
         let handle = |inode: u64| Handle { kind: 0x4d, bytes: inode.to_le_bytes().to_vec() };
-        assert!(is_subvolume("btrfs", Some(&handle(256))));
-        assert!(!is_subvolume("btrfs", Some(&handle(257))));
-        assert!(!is_subvolume("ext4", Some(&handle(256))));
+        assert!(is_subvolume("btrfs", Some((&handle(256)).into())));
+        assert!(!is_subvolume("btrfs", Some((&handle(257)).into())));
+        assert!(!is_subvolume("ext4", Some((&handle(256)).into())));
         assert!(!is_subvolume("btrfs", None));
+    }
+
+    #[test]
+    fn a_btrfs_handle_tells_its_subvolume() {
+        let bytes = [257u64.to_le_bytes(), 300u64.to_le_bytes()].concat();
+        assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes }), Some(300));
+        assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes[..12] }), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod event_to_entry;
 mod generation;
 pub mod intake;
+pub mod linked;
 pub mod meter;
 pub mod mounts;
 pub mod resolve;

@@ -15,6 +15,12 @@ pub struct Mount {
     /// The directory of the filesystem that this mount shows at its top.
     pub root: PathBuf,
     pub point: PathBuf,
+    /// Type of the filesystem.
+    pub fs: String,
+    /// What it was mounted from, often a device.
+    pub source: PathBuf,
+    /// The whole filesystem, not this mount of it alone, may only be read.
+    pub read_only: bool,
 }
 
 pub fn read() -> io::Result<Vec<Mount>> {
@@ -45,7 +51,13 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = (number(dev.next()?)?, number(dev.next()?)?);
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
-    Some(Mount { id, dev: rustix::fs::makedev(major as u32, minor as u32), root, point })
+    // Options of the mount, then fields of any number up to the dash.
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let fs = String::from_utf8_lossy(fields.next()?).into_owned();
+    let source = unescape(fields.next()?);
+    let read_only = fields.next()?.split(|&b| b == b',').any(|option| option == b"ro");
+    let dev = rustix::fs::makedev(major as u32, minor as u32);
+    Some(Mount { id, dev, root, point, fs, source, read_only })
 }
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -77,8 +89,8 @@ mod tests {
     use super::*;
 
     const TEXT: &[u8] = b"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-61 27 7:1 / /mnt/a\\040b rw shared:3 - ext4 /dev/loop1 rw
-62 27 7:1 /sub /srv/bind rw - ext4 /dev/loop1 rw
+61 27 7:1 / /mnt/a\\040b rw shared:3 master:1 - ext4 /dev/a\\040disk ro,errors=remount-ro
+62 27 7:1 /sub /srv/bind ro - ext4 /dev/loop1 rw
 not a mount
 ";
 
@@ -88,6 +100,9 @@ not a mount
         assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[1].point, Path::new("/mnt/a b"));
         assert_eq!(mounts[1].id, 61);
+        assert_eq!((mounts[1].fs.as_str(), mounts[1].source.as_path()), ("ext4", Path::new("/dev/a disk")));
+        let read_only: Vec<bool> = mounts.iter().map(|m| m.read_only).collect();
+        assert_eq!(read_only, [false, true, false], "of the filesystem, not of the mount");
     }
 
     #[test]

@@ -61,7 +61,29 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
+/// Where a root stands: never the same again once something else was mounted at its path, or it was unmounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// STATX_MNT_ID_UNIQUE: unlike the number in mountinfo it is given once.
+    mount: u64,
+    dev: (u32, u32),
+    inode: u64,
+}
+
+/// STATX_MNT_ID_UNIQUE of statx(2), since Linux 6.8.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
 impl TrackedRoot {
+    /// Without opening the directory, which would make an unmount fail, and without asking a far server. `None` on
+    /// kernels that cannot tell.
+    pub fn standing(&self) -> Option<Standing> {
+        let wanted = StatxFlags::INO | MNT_ID_UNIQUE;
+        let stat = rustix::fs::statx(rustix::fs::CWD, &self.path, AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+        let told = stat.stx_mask & MNT_ID_UNIQUE.bits() != 0;
+        let dev = (stat.stx_dev_major, stat.stx_dev_minor);
+        told.then_some(Standing { mount: stat.stx_mnt_id, dev, inode: stat.stx_ino })
+    }
+
     /// Opens the directory and compares it with what is expected.
     pub fn look(&self) -> Found {
         let not = |state, why| Found::Not { state, why };
@@ -170,6 +192,20 @@ pub mod tests {
         assert!(matches!(root.look(), Found::Not { state: RootState::Missing, .. }));
         std::fs::create_dir(&path).unwrap();
         assert!(matches!(root.look(), Found::Not { state: RootState::Replaced, .. }));
+    }
+
+    #[test]
+    fn a_root_that_is_made_anew_stands_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r");
+        std::fs::create_dir(&path).unwrap();
+        let root = root(1, &path, &[]);
+        let before = root.standing();
+        assert_eq!(root.standing(), before);
+        std::fs::rename(&path, dir.path().join("old")).unwrap();
+        assert_eq!(root.standing(), None);
+        std::fs::create_dir(&path).unwrap();
+        assert!(before.is_none() || root.standing() != before);
     }
 
     #[test]

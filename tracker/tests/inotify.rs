@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{World, is_root};
+use common::{Bind, World, is_root};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use shared::control::{Answer, Request, connect};
 
@@ -14,7 +14,7 @@ fn a_directory_that_came_when_no_descriptor_was_left_is_watched_later() {
     }
     let (mut world, root) = World::with_root();
     // In a user namespace fanotify is refused, and yet the tracker is this user's.
-    world.namespace = Some("exec \"$@\"");
+    world.unshared(&["--user", "--map-root-user"], "");
     world.start();
     assert_eq!(world.stats()["status"]["roots"][0]["source"], "inotify");
     world.claim();
@@ -34,5 +34,46 @@ fn a_directory_that_came_when_no_descriptor_was_left_is_watched_later() {
     std::fs::write(root.join("new/f"), "x").unwrap();
     world.flush();
     assert!(world.has("self", b"new/f"), "{:?}", world.changes());
+    assert_eq!(world.stop(), 0);
+}
+
+#[test]
+fn what_a_mount_covered_is_watched_and_looked_at_once_the_mount_is_gone() {
+    if !is_root() {
+        return;
+    }
+    let (mut world, root) = World::with_root();
+    for name in ["before", "later"] {
+        std::fs::create_dir_all(root.join(format!("{name}/covered/sub"))).unwrap();
+    }
+    let over = tempfile::tempdir().unwrap();
+    let before = Bind::new(over.path(), &root.join("before/covered"));
+    world.unshared(&["--user", "--map-root-user"], "");
+    world.start();
+    world.claim();
+    world.flush();
+    assert_eq!(world.changes(), []);
+    // One that is covered when it comes to its name.
+    std::fs::rename(root.join("later"), root.join("away")).unwrap();
+    let outside = world.dir.path().join("outside");
+    std::fs::rename(root.join("away"), &outside).unwrap();
+    world.flush();
+    let later = Bind::new(over.path(), &outside.join("covered"));
+    std::fs::rename(&outside, root.join("later")).unwrap();
+    world.flush();
+    world.claim();
+    drop((before, Bind(root.join("later/covered")), later));
+    world.flush();
+    let covered = |name: &str| world.has("subtree", format!("{name}/covered").as_bytes());
+    assert!(covered("before") && covered("later"), "{:?}", world.changes());
+    world.claim();
+    for name in ["before", "later"] {
+        std::fs::write(root.join(format!("{name}/covered/sub/f")), "x").unwrap();
+    }
+    world.flush();
+    for name in ["before", "later"] {
+        let path = format!("{name}/covered/sub/f");
+        assert!(world.has("self", path.as_bytes()), "{:?}", world.changes());
+    }
     assert_eq!(world.stop(), 0);
 }

@@ -5,12 +5,12 @@
 //! commits its claim before its first look, and if this set changes only when the transaction commits (measured on
 //! 8 million checks: 0 missed; with any of the three left out, thousands).
 
-use std::collections::HashMap;
-
+use hashbrown::HashMap;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::RootId;
 use super::append::Change;
-use crate::entry::Mask;
+use crate::entry::{Handle, Mask, Scope};
 use crate::limits;
 
 /// What is remembered of the newest row of a path and scope.
@@ -53,15 +53,30 @@ pub fn random_seed() -> u64 {
 /// The identity of a row for coalescing: root, scope, path and handle. Without a secret seed somebody could make two
 /// names of one identity, and changes of the second would be taken for changes of the first.
 pub fn key(change: &Change, seed: u64) -> u128 {
-    let handle = change.handle.as_ref().map(|h| h.to_blob()).unwrap_or_default();
-    let path = change.path.as_bytes();
-    let mut bytes = Vec::with_capacity(path.len() + handle.len() + 24);
-    bytes.extend_from_slice(&change.root.0.to_le_bytes());
-    bytes.push(change.scope as u8);
-    bytes.extend_from_slice(&(path.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(path);
-    bytes.extend_from_slice(&handle);
-    xxh3_128_with_seed(&bytes, seed)
+    let mut bytes = Vec::with_capacity(change.path.as_bytes().len() + 64);
+    key_of(change.root, change.scope, &[change.path.as_bytes()], change.handle.as_ref(), seed, &mut bytes)
+}
+
+/// The same, of a path in parts that stand one after the other; `scratch` saves an allocation for each.
+pub fn key_of(
+    root: RootId,
+    scope: Scope,
+    path: &[&[u8]],
+    handle: Option<&Handle>,
+    seed: u64,
+    scratch: &mut Vec<u8>,
+) -> u128 {
+    scratch.clear();
+    scratch.extend_from_slice(&root.0.to_le_bytes());
+    scratch.push(scope as u8);
+    let len: usize = path.iter().map(|part| part.len()).sum();
+    scratch.extend_from_slice(&(len as u64).to_le_bytes());
+    path.iter().for_each(|part| scratch.extend_from_slice(part));
+    if let Some(handle) = handle {
+        scratch.extend_from_slice(&handle.kind.to_le_bytes());
+        scratch.extend_from_slice(&handle.bytes);
+    }
+    xxh3_128_with_seed(scratch, seed)
 }
 
 impl Default for Coalesce {
@@ -195,6 +210,16 @@ mod tests {
         for (i, a) in keys.iter().enumerate() {
             assert!(keys.iter().skip(i + 1).all(|b| a != b));
         }
+    }
+
+    #[test]
+    fn a_path_in_parts_has_the_key_of_the_whole() {
+        let whole =
+            Change { handle: Some(Handle { kind: 1, bytes: vec![7] }), ..change(3, "a/b", Scope::Handle) };
+        let scratch = &mut b"left over".to_vec();
+        let parts: [&[u8]; 3] = [b"a", b"/", b"b"];
+        let in_parts = key_of(RootId(3), Scope::Handle, &parts, whole.handle.as_ref(), 5, scratch);
+        assert_eq!(in_parts, key(&whole, 5));
     }
 
     #[test]

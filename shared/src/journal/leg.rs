@@ -4,6 +4,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::deferred::{NewDeferred, upsert};
+use super::linked::withdraw_all;
 use super::{Class, Journal, JournalId, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Mask, Scope};
@@ -113,6 +114,7 @@ impl Journal {
             leg.claimed = leg.claimed.max(leg.acked);
             leg.last_run += 1;
             forget_roots_that_left(tx, name, roots)?;
+            withdraw_linked(tx, name, roots, full_pass.is_some())?;
             for root in roots {
                 let passed_over = root.attended.is_none_or(|attended| attended < leg.acked);
                 let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
@@ -173,6 +175,24 @@ impl Journal {
             Ok(())
         })
     }
+}
+
+/// What is published goes with the roots that left, and all of it where the catalog is not the one that asked for it:
+/// the full pass publishes anew what it finds.
+fn withdraw_linked(
+    tx: &Transaction<'_>,
+    leg: &str,
+    roots: &[LegRootFacts],
+    all: bool,
+) -> rusqlite::Result<()> {
+    let mut known = tx.prepare("SELECT id FROM root")?;
+    let known = known.query_map([], |r| r.get(0).map(RootId))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    for root in known {
+        if all || roots.iter().all(|r| r.id != root) {
+            withdraw_all(tx, leg, root)?;
+        }
+    }
+    Ok(())
 }
 
 /// Their rows could not be worked off; when one comes back, it gets a full pass.

@@ -7,6 +7,7 @@ mod coalesce;
 mod deferred;
 mod generation;
 mod leg;
+mod linked;
 mod root;
 mod schema;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
-pub use coalesce::{Coalesce, key, random_seed};
+pub use coalesce::{Coalesce, key, key_of, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use generation::Generation;
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};

@@ -10,7 +10,8 @@ pub const MIGRATIONS: &[M<'static>] = &[
         one INTEGER PRIMARY KEY CHECK (one = 1),
         journal_id BLOB NOT NULL,
         floor INTEGER NOT NULL,
-        head INTEGER NOT NULL
+        head INTEGER NOT NULL,
+        linked_epoch INTEGER NOT NULL DEFAULT 0
     );
     CREATE TABLE entry(
         seq INTEGER PRIMARY KEY,

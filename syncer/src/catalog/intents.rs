@@ -74,3 +74,49 @@ impl Catalog {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Change;
+    use crate::examine::made_row;
+    use crate::tree::{Kind, Stat};
+
+    fn stat() -> Stat {
+        Stat {
+            kind: Kind::File,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            btime_ns: None,
+            ino: 1,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 3,
+            rdev: 0,
+        }
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_handle_while_its_upload_is_under_way_and_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut catalog = Catalog::open(&dir.path().join("catalog.db")).unwrap();
+        let (root, handle) = (CatalogRoot(1), Handle { kind: 1, bytes: vec![7] });
+        let key = |name: &str| Key(name.as_bytes().to_vec());
+        let row = made_row(&stat(), None, "o".into(), Some(handle.clone()), 0);
+        let put = |name: &str| Change::Put { root, key: key(name), row: row.clone() };
+        catalog.apply(&[put("there"), put("both")], &[]).unwrap();
+        let intent = |name: &str| NewIntent { root, key: key(name), handle: Some(handle.clone()) };
+        catalog.add_intents(&[intent("on its way"), intent("both")], 1, 0).unwrap();
+        let names = |catalog: &Catalog| catalog.names_of_handle(root, &handle).unwrap();
+        assert_eq!(names(&catalog), [key("both"), key("on its way"), key("there")]);
+        assert_eq!(catalog.names_of_handle(CatalogRoot(2), &handle).unwrap(), []);
+        catalog.apply(&[put("on its way")], &[(root, key("on its way"))]).unwrap();
+        assert_eq!(names(&catalog), [key("both"), key("on its way"), key("there")]);
+        let mut linked = Vec::new();
+        catalog.each_linked(root, |of, key, links| linked.push((of, key, links))).unwrap();
+        let each = |name: &str| (handle.clone(), key(name), 3);
+        assert_eq!(linked, [each("both"), each("on its way"), each("there")], "intents are none yet");
+    }
+}

@@ -180,6 +180,37 @@ impl Catalog {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
+    /// The rows of a file handle, with their keys.
+    pub fn rows_of_handle(
+        &self,
+        root: CatalogRoot,
+        handle: &Handle,
+    ) -> Result<Vec<(Key, Row)>, DatabaseError> {
+        let sql = format!("SELECT {COLUMNS} FROM row WHERE root = ?1 AND handle = ?2 ORDER BY key");
+        self.select(&sql, params![root.0, handle.to_blob()])
+    }
+
+    /// Every name of a file that had more than one when it was looked at, by handle: (handle, key, link count).
+    pub fn each_linked(
+        &self,
+        root: CatalogRoot,
+        mut each: impl FnMut(Handle, Key, u64),
+    ) -> Result<(), DatabaseError> {
+        let fail = self.fail("read linked files");
+        let sql = "SELECT handle, key, nlink FROM row INDEXED BY row_handle
+            WHERE root = ?1 AND handle IS NOT NULL AND nlink > 1 AND kind <> 1 AND state <> 1 ORDER BY handle";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let mut rows = statement.query(params![root.0]).map_err(&fail)?;
+        while let Some(row) = rows.next().map_err(&fail)? {
+            let blob: Vec<u8> = row.get(0).map_err(&fail)?;
+            let (key, links) = (Key(row.get(1).map_err(&fail)?), row.get(2).map_err(&fail)?);
+            if let Some(handle) = Handle::from_blob(&blob) {
+                each(handle, key, links);
+            }
+        }
+        Ok(())
+    }
+
     /// An object that stands where one of this kind at this path cannot be made: a non-directory at an ancestor's
     /// name, a directory or what is below one at the name itself, or the other way round.
     pub fn in_the_way(

@@ -10,6 +10,7 @@ use shared::entry::{Handle, Mask, Scope};
 use shared::journal::Class;
 use shared::path::RelPath;
 
+use super::linked::LinkedFiles;
 use super::source::{Ground, Item, Work, examine_path};
 use crate::catalog::{Catalog, Change, Key, Origin, Row, RowState};
 use crate::examine::{self, Terms, Verdict};
@@ -67,6 +68,8 @@ pub struct Plan {
     pub links: Vec<Op>,
     pub owed: Vec<Owed>,
     pub tally: Tally,
+    /// Files that have other names, or had.
+    pub linked: LinkedFiles,
 }
 
 /// Counts of what was decided without sending.
@@ -103,8 +106,8 @@ pub struct Planner<'a> {
 
 impl Planner<'_> {
     pub fn plan(&self, items: Vec<Item>) -> Result<Plan, DatabaseError> {
-        let items = self.with_relatives(items)?;
         let mut plan = Plan::default();
+        let items = self.with_relatives(items, &mut plan.linked)?;
         let mut linked: BTreeMap<(usize, u64), Vec<(Op, Verdict)>> = BTreeMap::new();
         for item in items {
             plan.tally.examined += 1;
@@ -136,12 +139,12 @@ impl Planner<'_> {
 
     /// Adds what hangs together with the items: other catalogued names of a linked inode, and parents that the
     /// destination does not have yet.
-    fn with_relatives(&self, items: Vec<Item>) -> Result<Vec<Item>, DatabaseError> {
+    fn with_relatives(&self, items: Vec<Item>, linked: &mut LinkedFiles) -> Result<Vec<Item>, DatabaseError> {
         let mut items = once_each(items);
         let mut have: HashSet<(usize, Key)> = items.iter().filter_map(key_of).collect();
         let mut next = 0;
         while next < items.len() {
-            for (work, key) in self.relatives(&items[next])? {
+            for (work, key) in self.relatives(&items[next], linked)? {
                 let Some(ground) = &self.grounds[work.root] else { continue };
                 if !have.insert((work.root, key)) {
                     continue;
@@ -153,7 +156,7 @@ impl Planner<'_> {
         Ok(items)
     }
 
-    fn relatives(&self, item: &Item) -> Result<Vec<(Work, Key)>, DatabaseError> {
+    fn relatives(&self, item: &Item, linked: &mut LinkedFiles) -> Result<Vec<(Work, Key)>, DatabaseError> {
         let (root, path, row, mask, seq) = match item {
             Item::Check { root, path, row, mask, seq, .. } => {
                 (*root, path.clone(), row.as_deref(), *mask, *seq)
@@ -163,11 +166,12 @@ impl Planner<'_> {
         };
         let Some(ground) = &self.grounds[root] else { return Ok(Vec::new()) };
         let mut out = Vec::new();
-        for handle in linked_handles(ground, item) {
+        for (handle, links) in linked_handles(ground, item) {
             for key in self.catalog.names_of_handle(ground.catalog, &handle)? {
                 let path = key.path();
                 out.push((Work { root, path, scope: Scope::SelfOnly, mask, seq }, key));
             }
+            linked.add(root, handle, links);
         }
         let is_new = matches!(item, Item::Check { .. }) && row.is_none();
         if let Some(parent) = path.parent().filter(|_| is_new && self.holds.all_kinds) {
@@ -346,19 +350,20 @@ pub fn owed(op: &Op, class: Class, reason: String) -> Owed {
 }
 
 /// The handles by which a file has other names: of what stands there now, and of what the row was made from, which may
-/// have been written through this name before it was replaced or removed.
-fn linked_handles(ground: &Ground, item: &Item) -> Vec<Handle> {
+/// have been written through this name before it was replaced or removed. With each the link count, where it was seen.
+fn linked_handles(ground: &Ground, item: &Item) -> Vec<(Handle, Option<u64>)> {
     let linked = |stat: &Stat| stat.nlink > 1 && !stat.kind.is_dir();
     let (now, row) = match item {
         Item::Check { path, stat, row, .. } => {
-            (linked(stat).then(|| ground.tree.handle(path)).flatten(), row.as_deref())
+            let now = linked(stat).then(|| ground.tree.handle(path)).flatten();
+            (now.map(|handle| (handle, Some(stat.nlink))), row.as_deref())
         }
         Item::Gone { row, .. } => (None, Some(&**row)),
         Item::Unknown { .. } => (None, None),
     };
     let before = row.filter(|row| linked(&row.stat)).and_then(|row| row.handle.clone());
-    let before = before.filter(|handle| Some(handle) != now.as_ref());
-    now.into_iter().chain(before).collect()
+    let before = before.filter(|handle| now.as_ref().is_none_or(|(now, _)| now != handle));
+    now.into_iter().chain(before.map(|handle| (handle, None))).collect()
 }
 
 /// Two reasons to look at a path are one look.

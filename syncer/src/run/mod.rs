@@ -3,6 +3,7 @@
 
 mod batch;
 mod full_pass;
+mod linked;
 mod machine;
 mod removal;
 mod rounds;
@@ -11,7 +12,7 @@ mod setup;
 mod silent;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -156,6 +157,8 @@ pub struct Run<'a> {
     due_until_ns: Option<i64>,
     removal: removal::Removal,
     silent: silent::Silent,
+    /// Roots of which this run saw files with other names.
+    linked_roots: BTreeSet<usize>,
     /// Roots whose listing was compared and whose tree is being examined.
     full_passes: Vec<usize>,
     report: Report,
@@ -183,6 +186,7 @@ impl<'a> Run<'a> {
             due_until_ns: None,
             removal: removal::Removal::default(),
             silent: silent::Silent::default(),
+            linked_roots: BTreeSet::new(),
             full_passes: Vec::new(),
             report,
             exits: Vec::new(),

@@ -280,7 +280,7 @@ impl Run<'_> {
         if !unknown.is_empty() {
             self.parts.catalog.keep_intents(&unknown)?;
         }
-        Ok(())
+        self.publish_linked()
     }
 
     pub(super) fn ack(&mut self) -> Result<(), RunError> {
@@ -326,6 +326,7 @@ impl Run<'_> {
     }
 
     pub(super) fn review(&mut self) -> Result<Event, RunError> {
+        self.recount_linked()?;
         Ok(Event::Reviewed { more: self.stop.is_none() && !self.due_rows(1_000)?.is_empty() })
     }
 }

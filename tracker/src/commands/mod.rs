@@ -3,6 +3,7 @@
 mod add;
 mod config;
 mod flush;
+mod health;
 mod identify;
 mod pending;
 mod stats;
@@ -66,6 +67,7 @@ pub fn run(args: Args) -> Result<Exit, anyhow::Error> {
     let exit = match args.command {
         Command::Run => shell::run(config()?).map_err(CommandError::Run)?,
         Command::Stats { json, watch } => stats::run(&config()?, json, watch)?,
+        Command::Health { json } => health::run(&config()?, json)?,
         Command::Pending { leg, null, json } => pending::run(&config()?, leg.as_deref(), null, json)?,
         Command::Add { root, subtree, from0, paths } => {
             let paths = add::collect(from0.as_deref(), paths)?;

@@ -1,7 +1,9 @@
 //! The fanotify source: one group and one filesystem mark for all roots of a filesystem.
 
 mod adopt;
+mod canary;
 mod event;
+mod links;
 mod place;
 
 use std::io;
@@ -18,6 +20,8 @@ use crate::batch::Batch;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::resolve::{Lost, Resolver};
 use crate::roots::TrackedRoot;
+use canary::Canary;
+use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
 pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
@@ -36,12 +40,15 @@ pub struct Fanotify {
     anchors: Vec<Option<Handle>>,
     resolver: Resolver,
     doubts: Doubts,
+    links: Links,
     /// Taken out only while its content is translated, and at the end.
     buffer: Option<Buffer>,
     /// What the buffer says of the roots once they are complete.
     marks: Vec<RootMark>,
     queue_max: u64,
     last_error: Option<(i32, u32)>,
+    /// By root.
+    canaries: Vec<Canary>,
 }
 
 impl Fanotify {
@@ -49,6 +56,7 @@ impl Fanotify {
     fn forget(&mut self) {
         self.resolver.tree.clear();
         self.doubts.forget();
+        self.links = Links::default();
     }
 }
 
@@ -137,11 +145,24 @@ impl EventSource for Fanotify {
         }
         self.buffer = Some(buffer);
         self.resolver.release();
+        self.links.end_batch();
         self.doubts.passed(read, self.queue_max, now_ns);
     }
 
     fn check(&mut self) -> Checked {
         self.look()
+    }
+
+    fn is_steady(&self) -> bool {
+        self.is_marked()
+    }
+
+    fn ring(&mut self) {
+        self.ring_roots();
+    }
+
+    fn heard(&self) -> Vec<Option<bool>> {
+        self.canaries.iter().map(Canary::heard).collect()
     }
 
     fn drained(&mut self, now_ns: i64) {

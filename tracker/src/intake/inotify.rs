@@ -16,7 +16,6 @@ use shared::path::RelPath;
 use super::watches::Watches;
 use super::{Checked, EventSource, Kind, PlaceError, RootSeen, Taken};
 use crate::batch::Batch;
-use crate::event_to_entry as entry;
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 const READ_BYTES: usize = 64 * 1024;
@@ -36,6 +35,10 @@ struct Seen {
 struct Blind {
     everything: Option<String>,
     dirs: BTreeSet<(usize, RelPath)>,
+    /// What lies under a mount. It is watched once nothing covers it any more.
+    covered: BTreeSet<(usize, RelPath)>,
+    /// Watched again, but not looked at since.
+    uncovered: BTreeSet<(usize, RelPath)>,
 }
 
 pub struct Inotify {
@@ -188,7 +191,9 @@ impl Inotify {
     /// A directory that cannot be watched. One that is gone needs no watch: its event follows.
     fn blind_spot(&mut self, at: &[(usize, RelPath)], error: io::Error) {
         match Errno::from_io_error(&error) {
-            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => {}
+            // What is no directory any more is none either.
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Some(Errno::XDEV) => self.blind.covered.extend(at.iter().cloned()),
             // A want of the moment: the next check places all watches anew, with a gap.
             Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => {
                 at.iter().for_each(|(root, _)| self.tops[*root] = None);
@@ -206,6 +211,44 @@ impl Inotify {
         }
     }
 
+    /// Watches what a mount covered before, and remembers that nobody saw what had happened there.
+    fn watch_uncovered(&mut self, open: &[Option<OpenRoot>]) {
+        for (root, path) in std::mem::take(&mut self.blind.covered) {
+            let Some(top) = &open[root] else {
+                self.blind.covered.insert((root, path));
+                continue;
+            };
+            let found = match open_below(&top.fd, &path) {
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::XDEV) => {
+                    self.blind.covered.insert((root, path));
+                    continue;
+                }
+                found => found.and_then(|_| self.watch_again(root, &path, top)),
+            };
+            if found.is_err() {
+                // It is not where it was: all watches are placed anew, with a gap.
+                self.tops[root] = None;
+            }
+            self.blind.uncovered.insert((root, path));
+        }
+    }
+
+    fn watch_again(&mut self, root: usize, path: &RelPath, top: &OpenRoot) -> io::Result<()> {
+        let (parent, name) = path.parent().zip(path.name()).ok_or(io::ErrorKind::InvalidInput)?;
+        let (wd, _, _) = self.tops[root].as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let wd = self.watches.find(wd, &parent).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(child) = self.watch_child(&top.fd, top.attachment.dev, &wd, path, name)? {
+            self.watch_below(&top.fd, child, path.clone());
+        }
+        Ok(())
+    }
+
+    fn gap_uncovered(&mut self, batch: &mut Batch) {
+        for (root, path) in std::mem::take(&mut self.blind.uncovered) {
+            batch.push(Change { path, ..Change::gap(self.roots[root].id, Cause::Remount) });
+        }
+    }
+
     fn event(&mut self, seen: &Seen, moved: &mut Vec<WatchDescriptor>, batch: &mut Batch) {
         if seen.mask.contains(EventMask::IGNORED) {
             self.watches.remove(&seen.wd);
@@ -214,6 +257,8 @@ impl Inotify {
         let mask = mask_of(seen.mask);
         batch.kinds.count(mask);
         let name: &[u8] = if seen.name.is_empty() { b"." } else { &seen.name };
+        // Of a directory that left the roots there is none. If it comes back, the entry of the name it comes back to
+        // is behind this event, and for all of it.
         let spots = self.watches.spots(&seen.wd);
         let is_dir = mask.contains(Mask::ONDIR) && !seen.name.is_empty();
         if is_dir && seen.mask.intersects(EventMask::MOVED_FROM | EventMask::DELETE) {
@@ -225,7 +270,9 @@ impl Inotify {
         let whole = is_dir && mask.intersects(Mask::CREATE | Mask::DELETE | Mask::RENAME);
         let scope = if whole { Scope::Subtree } else { Scope::SelfOnly };
         let before = batch.len();
-        entry::changes(&self.roots, &spots, name, mask, scope).for_each(|change| batch.push(change));
+        for spot in &spots {
+            batch.push_name(&self.roots[spot.root], &spot.path, name, mask, scope);
+        }
         batch.dropped += u64::from(batch.len() == before && spots.is_empty());
     }
 
@@ -315,6 +362,7 @@ impl EventSource for Inotify {
             self.event(&seen, &mut moved, batch);
         }
         self.give_up(moved);
+        self.gap_uncovered(batch);
         batch.error.clone_from(&self.blind.everything);
     }
 
@@ -324,6 +372,7 @@ impl EventSource for Inotify {
 
     fn check(&mut self) -> Checked {
         let (open, roots) = open_roots(&self.roots);
+        self.watch_uncovered(&open);
         let watched = |(root, open): (usize, &Option<OpenRoot>)| match open {
             None => true,
             Some(open) => self.tops[root].as_ref().is_some_and(|(wd, dev, inode)| {
@@ -335,8 +384,15 @@ impl EventSource for Inotify {
         Checked { intact, roots }
     }
 
+    /// What a mount covers can only be seen to be free by a look.
+    fn is_steady(&self) -> bool {
+        let watched = |(wd, ..): &(WatchDescriptor, u64, u64)| self.watches.contains(wd);
+        self.blind.covered.is_empty() && self.tops.iter().all(|top| top.as_ref().is_some_and(watched))
+    }
+
     /// Until it can be watched, what is not watched is looked at anew for each flush.
     fn unseen(&mut self, batch: &mut Batch) {
+        self.gap_uncovered(batch);
         if let Some(why) = &self.blind.everything {
             batch.gap(&self.roots, Cause::Unresolved);
             batch.error = Some(why.clone());

@@ -77,6 +77,13 @@ pub enum PlaceError {
     /// None of the roots is there.
     #[error("None of the roots is there")]
     Absent(Vec<RootSeen>),
+    #[error(
+        "fanotify_init: EMFILE, this user has all {max} fanotify groups that fs.fanotify.max_user_groups allows, and each tracked filesystem needs one. End other programs of this user that hold some, or raise it: sysctl fs.fanotify.max_user_groups=N"
+    )]
+    NoGroup { max: String },
+    /// Marked, and yet nothing comes.
+    #[error("The kernel took the mark, but did not tell of the opening of the root `{root}`")]
+    Silent { root: String },
     #[error("Cannot {op}: {source}")]
     Io { op: &'static str, source: io::Error },
 }
@@ -99,6 +106,19 @@ pub trait EventSource: Send {
 
     /// Whether every root is still what it was and watched. May touch the roots' disk.
     fn check(&mut self) -> Checked;
+
+    /// True if it surely watches what it did at the last check, told without touching the roots.
+    fn is_steady(&self) -> bool {
+        false
+    }
+
+    /// Does something harmless at each root that the kernel must tell of, where there is such a thing.
+    fn ring(&mut self) {}
+
+    /// By root, whether the kernel has told of it; `None` if it was not asked to.
+    fn heard(&self) -> Vec<Option<bool>> {
+        Vec::new()
+    }
 
     /// The queue was empty at this time.
     fn drained(&mut self, _now_ns: i64) {}

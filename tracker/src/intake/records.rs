@@ -4,10 +4,23 @@
 use shared::entry::Handle;
 
 /// A file handle inside the buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HandleRef<'a> {
     pub kind: i32,
     pub bytes: &'a [u8],
+}
+
+impl<'a> From<&'a Handle> for HandleRef<'a> {
+    fn from(handle: &'a Handle) -> HandleRef<'a> {
+        HandleRef { kind: handle.kind, bytes: &handle.bytes }
+    }
+}
+
+/// So that a table of handles can be asked without copying one: both hash alike.
+impl hashbrown::Equivalent<Handle> for HandleRef<'_> {
+    fn equivalent(&self, handle: &Handle) -> bool {
+        *self == HandleRef::from(handle)
+    }
 }
 
 impl HandleRef<'_> {
@@ -158,6 +171,11 @@ fn parse_event(event: &[u8]) -> Result<Record<'_>, Damaged> {
         let (info, after) = rest.split_at(len);
         parse_info(info, &mut record)?;
         rest = after;
+    }
+    // Something changed, and only what is not known here says what.
+    let names = [record.at, record.from, record.to];
+    if record.error.is_none() && record.target.is_none() && names.iter().all(Option::is_none) {
+        return Err(Damaged("it names nothing that is known"));
     }
     Ok(record)
 }
@@ -356,6 +374,8 @@ pub mod tests {
             assert!(all(&records)[0].is_err(), "{what}");
         }
         assert!(all(&event(libc::FAN_MODIFY, &[]))[0].is_err(), "an event that names nothing");
+        let unknown = event(libc::FAN_MODIFY, &[info(99, b"whatever")]);
+        assert!(all(&unknown)[0].is_err(), "an event whose names are not understood");
         assert!(all(&event(libc::FAN_MODIFY, &[named(INFO_DFID_NAME, b"d", b"")]))[0].is_err());
     }
 

@@ -106,6 +106,12 @@ impl<W: Clone + Eq + Hash> Watches<W> {
         removed
     }
 
+    /// The watch of the directory at this path below another.
+    pub fn find(&self, top: &W, path: &RelPath) -> Option<W> {
+        let below = |at: W, name: &[u8]| self.dirs.get(&at)?.children.get(name).cloned();
+        path.components().try_fold(top.clone(), below)
+    }
+
     /// Where the directory lies, in every root that holds it.
     pub fn spots(&self, wd: &W) -> Vec<Spot> {
         let mut spots = Vec::new();
@@ -164,6 +170,13 @@ mod tests {
         watches.put(2, 1, b"z");
         assert_eq!(paths(&watches, 3), [(0, "z/b".to_owned())]);
         assert_eq!(watches.detach(&1, b"a"), None);
+    }
+
+    #[test]
+    fn a_watch_is_found_by_its_path() {
+        let watches = tree();
+        let find = |path: &[u8]| watches.find(&1, &RelPath::parse(path).unwrap());
+        assert_eq!((find(b""), find(b"a/b"), find(b"a/c")), (Some(1), Some(3), None));
     }
 
     #[test]

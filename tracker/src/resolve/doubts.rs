@@ -4,11 +4,14 @@
 //! is lost as long as the deletion (or rename) of that directory is read too, because that entry covers it. What
 //! the stream does not tell in time becomes a gap.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
+use hashbrown::HashMap;
 use shared::entry::Handle;
 use shared::limits;
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::intake::records::HandleRef;
 
 /// How long after the last event that may tell, a doubt waits for its answer.
 const GRACE_NS: i64 = 1_000_000_000;
@@ -49,7 +52,7 @@ pub struct Turn {
 
 #[derive(Debug, Default)]
 pub struct Doubts {
-    open: BTreeMap<Handle, Open>,
+    open: HashMap<Handle, Open>,
     settled: Vec<Handle>,
     gone: HashSet<u64>,
     gone_before: HashSet<u64>,
@@ -68,16 +71,23 @@ impl Doubts {
         true
     }
 
+    /// True if the directory is in doubt already: the kernel need not be asked again for each of its events.
+    pub fn holds(&self, dir: HandleRef<'_>) -> bool {
+        !self.open.is_empty() && self.open.contains_key(&dir)
+    }
+
     /// The stream told of its rename, or of one that replaced it: an entry covers all that was before.
-    pub fn settle(&mut self, handle: &Handle) {
-        if self.open.remove(handle).is_some_and(|d| d.stored) {
-            self.settled.push(handle.clone());
+    pub fn settle(&mut self, dir: HandleRef<'_>) {
+        if let Some((handle, doubt)) = self.open.remove_entry(&dir)
+            && doubt.stored
+        {
+            self.settled.push(handle);
         }
     }
 
     /// The stream told of its deletion: an entry covers all that was before, and there is no after.
     pub fn bury(&mut self, handle: Handle) {
-        self.settle(&handle);
+        self.settle((&handle).into());
         if self.gone.len() >= GONE_MAX {
             self.gone_before = std::mem::take(&mut self.gone);
         }
@@ -97,6 +107,12 @@ impl Doubts {
     /// The directories buried since the last call, to be restored some day.
     pub fn buried(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.buried)
+    }
+
+    /// The stream told of the end of all these at once.
+    pub fn settle_all(&mut self, of: impl Fn(&Handle) -> bool) {
+        let told: Vec<Handle> = self.open.keys().filter(|handle| of(handle)).cloned().collect();
+        told.iter().for_each(|handle| self.settle(handle.into()));
     }
 
     /// The queue was read to its end.
@@ -160,6 +176,8 @@ impl Doubts {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const S: i64 = 1_000_000_000;
@@ -182,8 +200,19 @@ mod tests {
         doubts.raise(h(1), 5);
         assert_eq!(doubts.turn(0).raised, [(h(1), 5)]);
         assert_eq!(doubts.turn(0).raised, [], "stored once");
-        doubts.settle(&h(1));
+        doubts.settle((&h(1)).into());
         assert_eq!(doubts.turn(0), Turn { settled: vec![h(1)], ..Turn::default() });
+    }
+
+    #[test]
+    fn the_end_of_many_at_once_leaves_the_others_in_doubt() {
+        let mut doubts = Doubts::default();
+        (1..=3).for_each(|n| _ = doubts.raise(h(n), 5));
+        doubts.turn(0);
+        doubts.settle_all(|handle| *handle != h(2));
+        let settled: BTreeSet<Handle> = doubts.turn(0).settled.into_iter().collect();
+        assert_eq!(settled, [h(1), h(3)].into());
+        assert_eq!(doubts.len(), 1);
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! From a directory handle to paths in the roots: the cache tree first, the kernel where it does not know.
 
 pub mod doubts;
+mod open_mount;
 pub mod tree;
 
 use std::ffi::CString;
-use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use shared::entry::Handle;
 
+use crate::intake::records::HandleRef;
 use crate::intake::sys;
-use crate::mounts;
-use crate::roots;
+pub use open_mount::{MountError, OpenMount};
 use tree::{Anchors, Place, Tree};
 
 /// How often a directory's name and parent are asked for while others move it about.
@@ -29,52 +29,6 @@ pub enum Lost {
     Stale,
     /// No mount shows the whole filesystem any more.
     NoMount,
-}
-
-/// A mount of the whole filesystem. Open only while a batch is resolved: it makes umount(8) fail.
-#[derive(Debug)]
-pub struct OpenMount {
-    fd: OwnedFd,
-    point: Vec<u8>,
-}
-
-impl OpenMount {
-    /// Opens a mount of the whole superblock `dev` and checks that it is the one that mountinfo names, not one on
-    /// top of it.
-    pub fn open(dev: u64) -> io::Result<OpenMount> {
-        let all = mounts::read()?;
-        for mount in mounts::whole(&all, dev) {
-            let Ok(fd) = roots::open_dir(&mount.point) else { continue };
-            let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-            let Ok(stat) = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, wanted) else { continue };
-            if stat.stx_mnt_id == mount.id {
-                return Ok(OpenMount { fd, point: mount.point.as_os_str().as_bytes().to_vec() });
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::NotFound, "no mount shows the whole filesystem"))
-    }
-
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    pub fn top(&self) -> io::Result<Handle> {
-        sys::name_to_handle(self.fd(), c"")
-    }
-
-    /// The path within the filesystem of an open file; `None` if it is too long or lies nowhere.
-    fn path_of(&self, fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let path = std::fs::read_link(link).ok()?.into_os_string().into_vec();
-        let below = if self.point == b"/" { &path[..] } else { path.strip_prefix(self.point.as_slice())? };
-        below.strip_prefix(b"/").map(<[u8]>::to_vec)
-    }
-
-    /// True if this path leads to this very object.
-    fn leads_to(&self, path: &[u8], handle: &Handle) -> bool {
-        let Ok(path) = CString::new(path) else { return false };
-        sys::name_to_handle(self.fd(), &path).is_ok_and(|found| &found == handle)
-    }
 }
 
 #[derive(Default)]
@@ -104,17 +58,15 @@ impl Resolver {
         self.mount.as_ref().ok_or(Lost::NoMount)
     }
 
-    pub fn place(&mut self, dir: &Handle) -> Result<Place, Lost> {
-        let known = self.tree.locate(dir);
-        if known != Place::Unknown {
-            return Ok(known);
+    pub fn place(&mut self, dir: HandleRef<'_>) -> Result<Arc<Place>, Lost> {
+        if let Some(place) = self.tree.locate(dir) {
+            return Ok(place);
         }
-        // Twice: a full cache is emptied, and what the first answer was to be joined to with it.
+        // Twice: a full cache forgets, and what the first answer was to be joined to with it.
         for _ in 0..2 {
-            self.learn(dir)?;
-            let known = self.tree.locate(dir);
-            if known != Place::Unknown {
-                return Ok(known);
+            self.learn(&dir.to_handle())?;
+            if let Some(place) = self.tree.locate(dir) {
+                return Ok(place);
             }
         }
         Err(Lost::Stale)
@@ -126,11 +78,10 @@ impl Resolver {
     fn learn(&mut self, dir: &Handle) -> Result<(), Lost> {
         self.mount()?;
         let Resolver { tree, mount: Some(mount), .. } = self else { return Err(Lost::NoMount) };
-        let mut climb = Climb::start(mount, dir)?;
-        let mut links = Vec::new();
-        while !tree.is_top(&climb.handle) && !tree.knows(&climb.handle) {
-            links.push(climb.step()?);
-        }
+        let links = match Climb::links(tree, mount, dir) {
+            (Err(_), COVERED) if mount.uncover() => Climb::links(tree, mount, dir).0?,
+            (links, _) => links?,
+        };
         for link in links.into_iter().rev() {
             if !tree.put(&link.dir, &link.parent, &link.name) {
                 break;
@@ -139,33 +90,43 @@ impl Resolver {
         Ok(())
     }
 
-    /// The directory and name that a file has now, by its own handle.
-    pub fn name_of(&mut self, target: &Handle) -> Result<NameOf, Lost> {
+    /// The directory and a name that a file has now, by its own handle.
+    pub fn name_of(&mut self, target: HandleRef<'_>) -> Result<NameOf, Lost> {
         let mount = self.mount()?;
-        let fd = match sys::open_by_handle(mount.fd(), target, libc::O_PATH) {
+        let target = target.to_handle();
+        let fd = match sys::open_by_handle(mount.fd(), &target, libc::O_PATH) {
             Ok(fd) => fd,
             Err(e) if e.raw_os_error() == Some(libc::ESTALE) => return Ok(NameOf::Stale),
             Err(_) => return Ok(NameOf::Unknown),
         };
-        if rustix::fs::fstat(&fd).is_ok_and(|s| s.st_nlink == 0) {
+        let links = rustix::fs::fstat(&fd).map_or(u64::MAX, |s| s.st_nlink);
+        if links == 0 {
             return Ok(NameOf::None);
         }
-        let path = mount.path_of(fd.as_fd()).filter(|p| mount.leads_to(p, target));
+        let path = mount.path_of(fd.as_fd()).filter(|p| mount.leads_to(p, &target));
         let Some(mut path) = path else { return Ok(NameOf::Unknown) };
         let Some(name) = cut_name(&mut path) else { return Ok(NameOf::Unknown) };
         let dir = if path.is_empty() { b".".to_vec() } else { path };
         let dir = CString::new(dir).ok().and_then(|d| sys::name_to_handle(mount.fd(), &d).ok());
-        Ok(dir.map_or(NameOf::Unknown, |dir| NameOf::Known { dir, name }))
+        Ok(dir.map_or(NameOf::Unknown, |dir| NameOf::Known { dir, name, only: links == 1 }))
+    }
+
+    /// True unless it is certain that a file has no more than one name.
+    pub fn may_have_names(&mut self, target: HandleRef<'_>) -> Result<bool, Lost> {
+        let mount = self.mount()?;
+        Ok(match sys::open_by_handle(mount.fd(), &target.to_handle(), libc::O_PATH) {
+            Ok(fd) => rustix::fs::fstat(&fd).map_or(true, |s| s.st_nlink > 1),
+            Err(e) => e.raw_os_error() != Some(libc::ESTALE),
+        })
     }
 
     /// True if the directory has this name and it is this object.
-    pub fn has(&mut self, dir: &Handle, name: &[u8], target: &Handle) -> bool {
+    pub fn has(&mut self, dir: HandleRef<'_>, name: &[u8], target: HandleRef<'_>) -> bool {
         let Ok(mount) = self.mount() else { return false };
-        let Ok(fd) = sys::open_by_handle(mount.fd(), dir, libc::O_PATH | libc::O_DIRECTORY) else {
-            return false;
-        };
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let Ok(fd) = sys::open_by_handle(mount.fd(), &dir.to_handle(), flags) else { return false };
         let Ok(name) = CString::new(name) else { return false };
-        sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| &found == target)
+        sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| HandleRef::from(&found) == target)
     }
 }
 
@@ -184,9 +145,30 @@ struct Climb<'a> {
     handle: Handle,
     /// Read once for many links, so each is proven: a directory that moved meanwhile would give its name to another.
     path: Option<Vec<u8>>,
+    /// A mount was met on the way.
+    covered: bool,
 }
 
+/// Of a way that led through a directory which another mount covers.
+const COVERED: bool = true;
+
 impl<'a> Climb<'a> {
+    /// All links up to what the tree knows; and whether the way led through a directory that another mount covers.
+    fn links(tree: &Tree, mount: &'a OpenMount, dir: &Handle) -> (Result<Vec<Link>, Lost>, bool) {
+        let mut climb = match Climb::start(mount, dir) {
+            Ok(climb) => climb,
+            Err(lost) => return (Err(lost), false),
+        };
+        let mut links = Vec::new();
+        while !tree.is_top((&climb.handle).into()) && !tree.knows((&climb.handle).into()) {
+            match climb.step() {
+                Ok(link) => links.push(link),
+                Err(lost) => return (Err(lost), climb.covered),
+            }
+        }
+        (Ok(links), climb.covered)
+    }
+
     fn start(mount: &'a OpenMount, dir: &Handle) -> Result<Climb<'a>, Lost> {
         let fd = match sys::open_by_handle(mount.fd(), dir, libc::O_PATH | libc::O_DIRECTORY) {
             Ok(fd) => fd,
@@ -198,13 +180,16 @@ impl<'a> Climb<'a> {
             return Err(Lost::Gone);
         }
         let path = mount.path_of(fd.as_fd());
-        Ok(Climb { mount, fd, handle: dir.clone(), path })
+        Ok(Climb { mount, fd, handle: dir.clone(), path, covered: false })
     }
 
     /// One link, proven.
     fn step(&mut self) -> Result<Link, Lost> {
         for _ in 0..LINK_TRIES {
-            let parent = up(self.fd.as_fd()).map_err(|_| Lost::Stale)?;
+            let parent = up(self.fd.as_fd()).map_err(|e| {
+                self.covered |= e == Errno::XDEV;
+                Lost::Stale
+            })?;
             let parent_handle = sys::name_to_handle(parent.as_fd(), c"").map_err(|_| Lost::Stale)?;
             let name = match self.path.as_mut() {
                 Some(path) => cut_name(path),
@@ -227,17 +212,15 @@ impl<'a> Climb<'a> {
     }
 
     /// True if the directory has this name in `parent`.
-    fn is_proven(&self, parent: BorrowedFd<'_>, name: &[u8]) -> bool {
+    fn is_proven(&mut self, parent: BorrowedFd<'_>, name: &[u8]) -> bool {
         let Ok(c_name) = CString::new(name) else { return false };
         if sys::name_to_handle(parent, &c_name).is_ok_and(|found| found == self.handle) {
             return true;
         }
-        // A mount covers it and answers in its place. Its own path is proof as well, unlike one read further below:
-        // a rename between that and the look for its parent is one of this very directory.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = rustix::fs::openat2(parent, &c_name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
-        let own = || self.mount.path_of(self.fd.as_fd()).and_then(|mut path| cut_name(&mut path));
-        open.err() == Some(Errno::XDEV) && own().as_deref() == Some(name)
+        self.covered |= open.err() == Some(Errno::XDEV);
+        false
     }
 }
 
@@ -247,6 +230,8 @@ pub enum NameOf {
     Known {
         dir: Handle,
         name: Vec<u8>,
+        /// It has no other.
+        only: bool,
     },
     /// It has no name at all: never had one, or lost the last.
     None,
@@ -256,7 +241,7 @@ pub enum NameOf {
     Unknown,
 }
 
-/// The parent directory, never across a mount: what another mount covers has no way up here.
+/// The parent directory, never across a mount: from what another one covers there is no way up.
 fn up(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat2(fd, c"..", flags, Mode::empty(), ResolveFlags::NO_XDEV)

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use shared::limits;
+
 use super::*;
 
 #[test]
@@ -71,8 +73,8 @@ fn dev(path: &Path) -> u64 {
     rustix::fs::stat(path).unwrap().st_dev
 }
 
-fn path(place: Result<Place, Lost>) -> String {
-    let Ok(Place::In(spots)) = place else { panic!("{place:?}") };
+fn path(place: Result<Arc<Place>, Lost>) -> String {
+    let Ok(Place::In(spots)) = place.as_deref() else { panic!("{place:?}") };
     String::from_utf8(spots[0].path.as_bytes().to_vec()).unwrap()
 }
 
@@ -110,10 +112,50 @@ fn a_directory_deleted_during_the_climb_has_no_place() {
 }
 
 #[test]
+fn a_deleted_directory_is_not_taken_for_one_that_is_named_like_it() {
+    let Some(world) = World::new(&["x/y", "x (deleted)/y"]) else { return };
+    let (x, y) = (world.handle("x"), world.handle("x/y"));
+    let mut climb = Climb::start(&world.mount, &y).unwrap();
+    let _held = std::fs::File::open(world.root.join("x")).unwrap();
+    std::fs::remove_dir_all(world.root.join("x")).unwrap();
+    assert_eq!(
+        climb.step(),
+        Err(Lost::Stale),
+        "x is still there for who holds it open, and says it is deleted"
+    );
+    drop(climb);
+    let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
+    for gone in [&x, &y] {
+        assert_eq!(resolver.place(gone.into()).unwrap_err(), Lost::Gone);
+    }
+}
+
+#[test]
+fn a_file_that_is_gone_is_not_taken_for_one_that_is_named_like_it() {
+    let Some(world) = World::new(&["d"]) else { return };
+    let [f, other, alike] = ["d/f", "d/other", "d/f (deleted)"].map(|name| world.root.join(name));
+    for file in [&f, &alike] {
+        std::fs::write(file, "").unwrap();
+    }
+    let gone = handle(&f);
+    let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
+    let held = std::fs::File::open(&f).unwrap();
+    std::fs::hard_link(&f, &other).unwrap();
+    std::fs::remove_file(&f).unwrap();
+    let found = resolver.name_of((&gone).into()).unwrap();
+    let by_other = NameOf::Known { dir: world.handle("d"), name: b"other".to_vec(), only: true };
+    assert!(found == by_other || found == NameOf::Unknown, "{found:?}");
+    std::fs::remove_file(&other).unwrap();
+    assert_eq!(resolver.name_of((&gone).into()).unwrap(), NameOf::None);
+    drop(held);
+    assert_eq!(resolver.name_of((&gone).into()).unwrap(), NameOf::Stale);
+}
+
+#[test]
 fn a_name_that_looks_deleted_is_a_name() {
     let Some(world) = World::new(&["x (deleted)/y"]) else { return };
-    let mut resolver = world.resolver(100);
-    assert_eq!(path(resolver.place(&world.handle("x (deleted)/y"))), "x (deleted)/y");
+    let mut resolver = world.resolver(limits::HANDLE_CACHE_BYTES_MAX);
+    assert_eq!(path(resolver.place((&world.handle("x (deleted)/y")).into())), "x (deleted)/y");
 }
 
 #[test]
@@ -126,17 +168,35 @@ fn a_path_too_long_to_be_told_is_put_together_from_listings() {
         dir = rustix::fs::openat(&dir, &name, OFlags::RDONLY, Mode::empty()).unwrap();
     }
     let deepest = sys::name_to_handle(dir.as_fd(), c"").unwrap();
-    assert_eq!(path(world.resolver(100).place(&deepest)), vec![name; 20].join("/"));
+    assert_eq!(
+        path(world.resolver(limits::HANDLE_CACHE_BYTES_MAX).place((&deepest).into())),
+        vec![name; 20].join("/")
+    );
 }
 
 #[test]
-fn a_cache_that_is_full_begins_anew_and_still_answers() {
-    let names: Vec<String> = (0..40).map(|n| format!("d{n}/sub")).collect();
+fn a_cache_that_is_full_forgets_and_still_answers() {
+    let names: Vec<String> = (0..200).map(|n| format!("d{n}/sub")).collect();
     let dirs: Vec<&str> = names.iter().map(String::as_str).collect();
     let Some(world) = World::new(&dirs) else { return };
-    let depth = world.root.components().count();
-    let mut resolver = world.resolver(depth + 10);
+    let mut resolver = world.resolver(8_192);
     for dir in dirs {
-        assert_eq!(path(resolver.place(&world.handle(dir))), dir);
+        assert_eq!(path(resolver.place((&world.handle(dir)).into())), dir);
+        assert!(resolver.tree.bytes() <= 8_192);
     }
+}
+
+#[test]
+fn a_view_without_what_covers_it_shows_the_same() {
+    let Some(world) = World::new(&["d"]) else { return };
+    std::fs::write(world.root.join("d/f"), "").unwrap();
+    let top = std::fs::File::open(world.root.join("d")).unwrap();
+    let file = sys::name_to_handle(top.as_fd(), c"f").unwrap();
+    let mut resolver = world.resolver(8_192);
+    let before = resolver.name_of((&file).into()).unwrap();
+    assert_eq!(before, NameOf::Known { dir: world.handle("d"), name: b"f".to_vec(), only: true });
+    let mount = resolver.mount.as_mut().unwrap();
+    assert!(mount.uncover() && !mount.uncover(), "once");
+    assert_eq!(resolver.name_of((&file).into()).unwrap(), before);
+    assert_eq!(path(resolver.place((&world.handle("d")).into())), "d");
 }

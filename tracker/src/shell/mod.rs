@@ -24,6 +24,7 @@ use shared::limits;
 use shared::status::{SCHEMA, Status};
 
 use server::Server;
+pub(crate) use slot::JOURNAL_ERROR;
 use slot::SlotHandle;
 pub use start::RunError;
 use start::Started;
@@ -72,8 +73,6 @@ struct Daemon {
     started_boot_ns: i64,
     probed_boot_ns: i64,
     probes_due: BTreeSet<usize>,
-    /// Mounts changed while a probe was under way.
-    probe_again: bool,
     ended: usize,
     ready: usize,
     unclean: bool,
@@ -104,7 +103,6 @@ impl Daemon {
             probed_boot_ns: clock.boot_ns(),
             clock,
             probes_due: BTreeSet::new(),
-            probe_again: false,
             ended: 0,
             ready: 0,
             unclean: false,
@@ -132,17 +130,10 @@ impl Daemon {
                     if self.probes_due.remove(&slot) && self.probes_due.is_empty() {
                         self.probed_boot_ns = self.clock.boot_ns();
                         self.write_status();
-                        if std::mem::take(&mut self.probe_again) {
-                            self.probe();
-                        }
                     }
                 }
                 Ok(Report::Changed) => self.changed = true,
-                Ok(Report::Mounts) => {
-                    // A probe under way may have looked before the change.
-                    self.probe_again = !self.probes_due.is_empty();
-                    self.probe();
-                }
+                Ok(Report::Mounts) => self.slots.iter().for_each(SlotHandle::mounts_changed),
                 Ok(Report::Ended(clean)) => {
                     self.ended += 1;
                     self.unclean |= !clean;

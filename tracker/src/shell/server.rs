@@ -13,7 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use shared::clock::{Clock as _, SystemClock};
 use shared::config::Config;
-use shared::control::{self, AddedPath, Answer, Request};
+use shared::control::{self, AddedPath, Answer, Canary, Request};
 use shared::database::DatabaseError;
 use shared::entry::{Cause, Mask, Scope};
 use shared::journal::{Change, Coalesce, Commit, Journal, RootRow};
@@ -148,6 +148,9 @@ impl Server {
                 self.flush().ok_or_else(|| Refusal::later(late))
             }
             Request::Add { paths } => self.add(paths),
+            Request::Canary => {
+                return control::write_line(stream, &Answer::Canaries { roots: self.canaries() });
+            }
             Request::Watch => return self.watch(stream),
         };
         match done {
@@ -168,6 +171,13 @@ impl Server {
             head = head.max(answer.recv_deadline(deadline).ok()?);
         }
         Some(head)
+    }
+
+    /// Of every filesystem that answers in time.
+    fn canaries(&self) -> Vec<Canary> {
+        let waiting: Vec<_> = self.slots.get().into_iter().flatten().map(Flusher::canary).collect();
+        let deadline = std::time::Instant::now() + limits::CANARY_TIMEOUT;
+        waiting.into_iter().filter_map(|answer| answer.recv_deadline(deadline).ok()).flatten().collect()
     }
 
     fn add(&self, paths: Vec<AddedPath>) -> Result<u64, Refusal> {

@@ -13,9 +13,11 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use shared::clock::{Clock, SystemClock};
+use shared::control::Canary;
 use shared::entry::Cause;
 use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
+use shared::status::RootStatus;
 
 use super::news::Heads;
 use super::{Report, report};
@@ -26,11 +28,13 @@ use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
 use crate::intake::{EventSource, Kind, PlaceError, RootSeen};
+use crate::linked::Linked;
 use crate::meter::Meter;
-use crate::roots::{Found, OwnDir, TrackedRoot};
+use crate::roots::{Found, OwnDir, Standing, TrackedRoot};
 
 pub use handle::{Flusher, SlotHandle};
 use handle::{Message, SlotShared, SlotStatus, root_status};
+pub(crate) use store::JOURNAL_ERROR;
 
 /// What a thread is made of.
 pub struct SlotParts {
@@ -55,10 +59,13 @@ struct Slot {
     parts: SlotParts,
     source: Option<Box<dyn EventSource>>,
     remembered: Coalesce,
+    linked: Linked,
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
     generations: Generations,
+    /// Where each root stood before the last check that found all as it should be.
+    stood: Vec<Option<Standing>>,
     /// The roots that the next gap is for; empty for all.
     gaps: Vec<(usize, Cause)>,
     /// The source holds more than the last commit took.
@@ -70,6 +77,7 @@ struct Slot {
     inbox: Receiver<Message>,
     wake: Arc<OwnedFd>,
     flushes: BTreeMap<u64, Sender<u64>>,
+    canaries: BTreeMap<u64, Sender<Vec<Canary>>>,
     next_flush: u64,
 }
 
@@ -108,18 +116,21 @@ impl Slot {
         Slot {
             states: vec![None; parts.roots.len()],
             generations: Generations::default(),
+            stood: Vec::new(),
             watching: false,
             gaps: Vec::new(),
             more_to_translate: false,
             parts,
             source: None,
             remembered: Coalesce::default(),
+            linked: Linked::default(),
             pending: None,
             clock: SystemClock,
             shared,
             inbox,
             wake,
             flushes: BTreeMap::new(),
+            canaries: BTreeMap::new(),
             next_flush: 0,
         }
     }
@@ -153,7 +164,24 @@ impl Slot {
                     machine.request(Request::Flush(self.next_flush));
                     self.next_flush += 1;
                 }
+                Message::Canary(answer) => {
+                    self.on_disk(|slot| slot.source.iter_mut().for_each(|source| source.ring()));
+                    // Without one, no more than that the thread comes round.
+                    if self.heard().is_empty() {
+                        self.answer_canaries(&answer);
+                        continue;
+                    }
+                    self.canaries.insert(self.next_flush, answer);
+                    machine.request(Request::Flush(self.next_flush));
+                    self.next_flush += 1;
+                }
                 Message::Probe => machine.request(Request::Probe),
+                Message::Mounts => {
+                    self.shared.mounts.take();
+                    if !self.on_disk(|slot| slot.is_steady()) {
+                        machine.request(Request::Probe);
+                    }
+                }
                 Message::Stop => machine.request(Request::Stop),
             }
         }
@@ -210,10 +238,14 @@ impl Slot {
     fn place(&mut self) -> Event {
         // The old group goes first: there may be only so many.
         self.end_source();
+        let stood = self.on_disk(|slot| slot.standing());
         let placed = self.on_disk(|slot| place(&slot.parts.roots, &slot.parts.own, &mut slot.parts.keep));
         match placed {
             Ok((source, seen, reason)) => {
                 self.begin_source(source, seen.len(), &reason);
+                if seen.iter().all(|r| r.state == RootState::Ok) {
+                    self.stood = stood;
+                }
                 self.store_states(&seen, false);
                 Event::Placed
             }
@@ -254,6 +286,7 @@ impl Slot {
     /// Nobody reads its group any more: it would fill up with kernel memory.
     fn end_source(&mut self) {
         self.watching = false;
+        self.stood.clear();
         let buffer = self.source.take().and_then(|mut source| source.take_buffer());
         self.parts.keep.give_back(buffer);
     }
@@ -317,17 +350,34 @@ impl Slot {
         }
     }
 
+    fn standing(&self) -> Vec<Option<Standing>> {
+        self.parts.roots.iter().map(TrackedRoot::standing).collect()
+    }
+
+    /// True if no mount can have changed for these roots. To open them, as a check does, would make the unmount of one
+    /// fail just when another was unmounted.
+    fn is_steady(&self) -> bool {
+        let stood = !self.stood.is_empty() && self.stood.iter().all(Option::is_some);
+        stood && self.stood == self.standing() && self.source.as_ref().is_some_and(|s| s.is_steady())
+    }
+
     fn check(&mut self, flush: bool) -> Event {
         if !flush {
             self.count_queued();
         }
-        let (intact, seen) = self.on_disk(|slot| match &mut slot.source {
-            Some(source) => {
-                let checked = source.check();
-                (checked.intact, checked.roots)
+        let (intact, seen, stood) = self.on_disk(|slot| {
+            // Before the look: what changes during it is seen the next time.
+            let stood = slot.standing();
+            match &mut slot.source {
+                Some(source) => {
+                    let checked = source.check();
+                    (checked.intact, checked.roots, stood)
+                }
+                None => (false, look_at(&slot.parts.roots), stood),
             }
-            None => (false, look_at(&slot.parts.roots)),
         });
+        let all_well = intact && seen.iter().all(|r| r.state == RootState::Ok);
+        self.stood = if all_well { stood } else { Vec::new() };
         let covered = intact && self.watching;
         self.store_states(&seen, covered);
         report(&self.parts.reports, Report::Probed(self.parts.number));
@@ -353,11 +403,34 @@ impl Slot {
     }
 
     fn answer(&mut self, id: u64) -> Event {
+        if let Some(answer) = self.canaries.remove(&id) {
+            return self.answer_canaries(&answer);
+        }
         let head = self.parts.journal.head_and_floor().map_or_else(|_| self.parts.heads.get(), |h| h.0);
         if let Some(answer) = self.flushes.remove(&id)
             && answer.send(head).is_err()
         {
             tracing::debug!("nobody waits for flush {id} any more");
+        }
+        Event::Done
+    }
+
+    fn heard(&self) -> Vec<Option<bool>> {
+        self.source.as_ref().map(|source| source.heard()).unwrap_or_default()
+    }
+
+    fn answer_canaries(&self, answer: &Sender<Vec<Canary>>) -> Event {
+        let heard = self.heard();
+        let told = |(root, seen): (usize, RootStatus)| Canary {
+            root: seen.name,
+            state: seen.state,
+            state_reason: seen.state_reason,
+            source: seen.source,
+            heard: heard.get(root).copied().flatten(),
+        };
+        let roots = self.shared.lock().roots.clone();
+        if answer.send(roots.into_iter().enumerate().map(told).collect()).is_err() {
+            tracing::debug!("nobody waits for canaries any more");
         }
         Event::Done
     }

@@ -42,7 +42,9 @@ pub enum RunError {
         dir.display(), root.display()
     )]
     HoldsRoot { dir: PathBuf, name: String, root: PathBuf },
-    #[error("The roots lie on {count} filesystems, {max} can be tracked at once")]
+    #[error(
+        "The roots lie on {count} filesystems, one tracker can track {max}: each needs a fanotify group, and the kernel gives a user 128 (fs.fanotify.max_user_groups). Give the others to a tracker of another user, with a configuration and a state_dir of its own"
+    )]
     TooManyFilesystems { count: usize, max: usize },
     #[error(transparent)]
     Root(RootError),

@@ -33,10 +33,8 @@ pub struct World {
     pub env: Vec<(&'static str, &'static str)>,
     /// Nobody reads what the tracker says.
     pub deaf: bool,
-    /// A shell script that ends with `exec "$@"`, in a user namespace of its own.
-    pub namespace: Option<&'static str>,
-    /// It sees mounts of its own, and not those that others make meanwhile.
-    pub own_mounts: bool,
+    /// A program and its arguments that start `tracker run`: in a namespace of its own, say.
+    pub wrapper: Vec<String>,
     running: Option<Running>,
 }
 
@@ -57,8 +55,7 @@ impl World {
             uid: None,
             env: Vec::new(),
             deaf: false,
-            namespace: None,
-            own_mounts: false,
+            wrapper: Vec::new(),
             running: None,
             dir,
         };
@@ -75,16 +72,39 @@ impl World {
         (world, root)
     }
 
+    /// What a shell does before it becomes the tracker, in namespaces of its own: `unshare` says which.
+    pub fn unshared(&mut self, namespaces: &[&str], script: &str) {
+        let script = format!("{script} exec \"$@\"");
+        let words = [&["unshare"], namespaces, &["sh", "-ec", &script, "sh"]].concat();
+        self.wrapper = words.into_iter().map(str::to_owned).collect();
+    }
+
     /// Everything belongs to nobody, and the program runs as nobody.
-    pub fn unprivileged(mut self) -> World {
+    pub fn unprivileged(self) -> World {
+        let mut world = self.owned_by(NOBODY);
+        world.uid = Some(NOBODY);
+        world
+    }
+
+    /// Everything belongs to this user, who runs the tracker with the two capabilities of its unit.
+    pub fn with_capabilities(self, uid: u32) -> World {
+        let caps = "-all,+sys_admin,+dac_read_search";
+        let words = format!(
+            "setpriv --reuid {uid} --regid {uid} --clear-groups --inh-caps {caps} --ambient-caps {caps} --bounding-set {caps} --no-new-privs"
+        );
+        let mut world = self.owned_by(uid);
+        world.wrapper = words.split(' ').map(str::to_owned).collect();
+        world
+    }
+
+    fn owned_by(mut self, uid: u32) -> World {
         let program = self.dir.path().join("tracker");
         // Not by this process: a child of another test could hold the copy open for writing, and it could not be run.
         must(Command::new("cp").arg(&self.program).arg(&program));
         self.program = program;
-        self.uid = Some(NOBODY);
         let mut todo = vec![self.dir.path().to_owned()];
         while let Some(path) = todo.pop() {
-            std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            std::os::unix::fs::chown(&path, Some(uid), Some(uid)).unwrap();
             if path.is_dir() {
                 todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
             }
@@ -162,18 +182,9 @@ impl World {
         let notify = UnixDatagram::bind(&socket).unwrap();
         std::fs::set_permissions(&socket, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
         let mut command = self.command(&["run"]);
-        if let Some(script) = self.namespace {
-            command = Command::new("unshare");
-            command
-                .args(["--user", "--map-root-user", "sh", "-c", script, "sh"])
-                .arg(&self.program)
-                .arg("run");
-            command.env("LONGSHORE_CONFIG", &self.config);
-        }
-        if self.own_mounts {
-            command = Command::new("unshare");
-            command.args(["--mount", "--propagation", "private"]).arg(&self.program).arg("run");
-            command.env("LONGSHORE_CONFIG", &self.config);
+        if let Some((wrapper, args)) = self.wrapper.split_first() {
+            command = Command::new(wrapper);
+            command.args(args).arg(&self.program).arg("run").env("LONGSHORE_CONFIG", &self.config);
         }
         command.envs(self.env.iter().copied());
         command.env("NOTIFY_SOCKET", &socket).stderr(Stdio::piped());
@@ -328,35 +339,39 @@ pub fn is_root() -> bool {
 /// Something mounted for one test, unmounted whatever happens.
 pub struct Mounted {
     pub point: PathBuf,
-    image: Option<PathBuf>,
-    options: String,
-    _dir: tempfile::TempDir,
+    /// Attached as long as this lives, mounted or not.
+    pub device: Option<PathBuf>,
+    pub options: String,
+    dir: tempfile::TempDir,
 }
 
-fn must(command: &mut Command) {
+fn must(command: &mut Command) -> String {
     let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(out.status.success(), "{command:?}: {out:?}");
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// A program with these arguments, which must succeed.
+pub fn call<S: AsRef<OsStr>>(program: &str, args: &[S]) {
+    must(Command::new(program).args(args));
 }
 
 impl Mounted {
-    /// A new filesystem in an image file.
+    /// A new filesystem in an image file, on a loop device.
     pub fn image(fs: &str) -> Mounted {
-        Mounted::image_with(fs, "loop")
+        Mounted::image_of(fs, if fs == "ext4" { 64 << 20 } else { 400 << 20 })
     }
 
-    pub fn image_with(fs: &str, options: &str) -> Mounted {
+    /// With room for so many bytes.
+    pub fn image_of(fs: &str, size: u64) -> Mounted {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        let size = if fs == "ext4" { 64 << 20 } else { 400 << 20 };
         std::fs::File::create(&image).unwrap().set_len(size).unwrap();
         let quiet = if fs == "ext4" { "-F" } else { "-f" };
         must(Command::new(format!("mkfs.{fs}")).arg("-q").arg(quiet).arg(&image));
-        let mounted = Mounted {
-            point: dir.path().join("mnt"),
-            image: Some(image),
-            options: options.to_owned(),
-            _dir: dir,
-        };
+        let device = must(Command::new("losetup").args(["--find", "--show"]).arg(&image));
+        let point = dir.path().join("mnt");
+        let mounted = Mounted { point, device: Some(device.into()), options: "rw".to_owned(), dir };
         std::fs::create_dir(&mounted.point).unwrap();
         mounted.mount();
         mounted
@@ -366,7 +381,7 @@ impl Mounted {
         let dir = tempfile::tempdir().unwrap();
         let point = dir.path().join("mnt");
         std::fs::create_dir(&point).unwrap();
-        let mounted = Mounted { point, image: None, options: format!("size={size}"), _dir: dir };
+        let mounted = Mounted { point, device: None, options: format!("size={size}"), dir };
         mounted.mount();
         mounted
     }
@@ -374,22 +389,35 @@ impl Mounted {
     pub fn mount(&self) {
         let mut command = Command::new("mount");
         command.arg("-o").arg(&self.options);
-        match &self.image {
-            Some(image) => command.arg(image),
+        match &self.device {
+            Some(device) => command.arg(device),
             None => command.args(["-t", "tmpfs", "none"]),
         };
         must(command.arg(&self.point));
     }
 
-    /// The same image, mounted otherwise.
+    /// The same device, mounted otherwise.
     pub fn with_options(mut self, options: &str) -> Mounted {
         self.options = options.to_owned();
         self.mount();
         self
     }
 
+    /// The image file behind it.
+    pub fn image_file(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
     pub fn umount(&self) {
         must(Command::new("umount").arg(&self.point));
+    }
+
+    /// True if nothing in the kernel uses the device any more, as a checking program wants it.
+    pub fn is_free(&self) -> bool {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        let device = self.device.as_ref().unwrap();
+        std::fs::OpenOptions::new().read(true).custom_flags(exclusive).open(device).is_ok()
     }
 }
 
@@ -397,15 +425,23 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         // Lazily, so that a test that failed half-way leaves nothing behind.
         while Command::new("umount").arg("-l").arg(&self.point).output().is_ok_and(|o| o.status.success()) {}
+        if let Some(device) = &self.device {
+            Command::new("losetup").arg("--detach").arg(device).output().ok();
+        }
     }
 }
 
-/// Mounts one directory at another for one test.
+/// Something mounted at a directory for one test.
 pub struct Bind(pub PathBuf);
 
 impl Bind {
     pub fn new(from: &Path, to: &Path) -> Bind {
-        must(Command::new("mount").arg("--bind").arg(from).arg(to));
+        Bind::with(&["--bind"], from, to)
+    }
+
+    /// With other options than that of a bind mount.
+    pub fn with(options: &[&str], from: &Path, to: &Path) -> Bind {
+        must(Command::new("mount").args(options).arg(from).arg(to));
         Bind(to.to_owned())
     }
 }

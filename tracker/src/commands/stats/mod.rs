@@ -1,7 +1,7 @@
 //! `tracker stats`: from the status file and the journal, so that it answers even when the tracker hangs.
 
 mod journal;
-mod page;
+pub(super) mod page;
 mod watch;
 
 use std::fs::{File, TryLockError};
@@ -21,22 +21,22 @@ use page::Page;
 
 /// A stable face: fields only get added. What is not known is left out, never zero.
 #[derive(Debug, Serialize)]
-struct Stats {
-    schema: u32,
+pub(super) struct Stats {
+    pub(super) schema: u32,
     /// `running`, `hangs` or `not-running`.
-    tracker: &'static str,
+    pub(super) tracker: &'static str,
     /// Nanoseconds since the last completed probe.
     #[serde(skip_serializing_if = "Option::is_none")]
-    probe_age_ns: Option<i64>,
+    pub(super) probe_age_ns: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    uptime_ns: Option<i64>,
+    pub(super) uptime_ns: Option<i64>,
     /// Of all changes, the share that needed no entry of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    coalesced_share: Option<f64>,
+    pub(super) coalesced_share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<Status>,
+    pub(super) status: Option<Status>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    journal: Option<JournalStats>,
+    pub(super) journal: Option<JournalStats>,
 }
 
 const SCHEMA: u32 = 1;
@@ -87,13 +87,13 @@ fn block(config: &Config) -> Result<Vec<u8>, CommandError> {
     Ok((page(config)?.render(false, None) + "\n").into_bytes())
 }
 
-struct Gathered {
-    stats: Stats,
+pub(super) struct Gathered {
+    pub(super) stats: Stats,
     /// Why the journal is missing in it.
-    failed: Option<CommandError>,
+    pub(super) failed: Option<CommandError>,
 }
 
-fn gather(config: &Config) -> Gathered {
+pub(super) fn gather(config: &Config) -> Gathered {
     let mut status = match Status::load(&config.status_path()) {
         Ok(status) => Some(status),
         Err(StatusError::Missing { .. }) => None,
@@ -119,9 +119,9 @@ fn gather(config: &Config) -> Gathered {
     Gathered { stats, failed }
 }
 
-const RUNNING: &str = "running";
-const HANGS: &str = "hangs";
-const NOT_RUNNING: &str = "not-running";
+pub(super) const RUNNING: &str = "running";
+pub(super) const HANGS: &str = "hangs";
+pub(super) const NOT_RUNNING: &str = "not-running";
 
 /// Running, by what is known of the process now; and the age of the heartbeat.
 fn condition(status: Option<&Status>, alive: bool, boot_ns: i64) -> (&'static str, Option<i64>) {

@@ -30,7 +30,7 @@ impl Page {
         self.lines.push((style, text));
     }
 
-    fn blank(&mut self) {
+    pub fn blank(&mut self) {
         self.add(Style::Plain, String::new());
     }
 
@@ -46,12 +46,12 @@ impl Page {
         wrap(text, COLUMNS).into_iter().for_each(|line| self.add(Style::Trouble, line));
     }
 
-    fn remark(&mut self, text: &str) {
+    pub fn remark(&mut self, text: &str) {
         wrap(text, COLUMNS).into_iter().for_each(|line| self.add(Style::Plain, line));
     }
 
     /// `is_trouble` is asked for each row.
-    fn table(
+    pub fn table(
         &mut self,
         header: &[&str],
         right: &[usize],
@@ -84,7 +84,7 @@ impl Page {
     }
 }
 
-pub fn of(stats: &Stats) -> Page {
+pub(super) fn of(stats: &Stats) -> Page {
     let mut page = Page::default();
     tracker(&mut page, stats);
     if let Some(journal) = &stats.journal {
@@ -113,7 +113,7 @@ pub fn of(stats: &Stats) -> Page {
     page
 }
 
-fn tracker(page: &mut Page, stats: &Stats) {
+pub(in crate::commands) fn tracker(page: &mut Page, stats: &Stats) {
     let (style, text) = match (&stats.status, stats.tracker) {
         (Some(s), NOT_RUNNING) => {
             (Style::Trouble, format!("not running (last seen {})", clock::show(s.written_ns)))
@@ -196,7 +196,7 @@ fn legs(page: &mut Page, legs: &[LegCounts]) {
 }
 
 /// Why a root has its state and source, what is not seen, and the last errors.
-fn remarks(page: &mut Page, status: &Status) {
+pub fn remarks(page: &mut Page, status: &Status) {
     for root in &status.roots {
         if !root.state_reason.is_empty() {
             page.trouble(&format!("{}: {}: {}", root.name, root.state, root.state_reason));
@@ -314,7 +314,7 @@ fn bytes(n: u64) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::commands) mod tests {
     use super::*;
     use shared::path::RelPath;
     use shared::status::{Queue, TopDir, TopProcess};

@@ -1,14 +1,26 @@
-//! What one event of the group becomes: changes of paths, a doubt, or nothing because it is not ours.
+//! What one event of the group becomes: changes of paths, an entry by handle, a doubt, or nothing because it is not
+//! ours. Where it is nothing, a comment says what covers it.
 
 use rustix::io::Errno;
-use shared::entry::{Handle, Mask, Scope};
+use shared::entry::{Mask, Scope};
 
 use super::Fanotify;
 use crate::batch::Batch;
 use crate::event_to_entry as entry;
-use crate::intake::records::{self, Named, Record};
+use crate::intake::records::{HandleRef, Named, Record};
 use crate::resolve::tree::Place;
 use crate::resolve::{Lost, NameOf};
+use crate::roots::TrackedRoot;
+
+/// What an event says of all its names.
+#[derive(Clone, Copy)]
+struct What<'a> {
+    target: Option<HandleRef<'a>>,
+    mask: Mask,
+    scope: Scope,
+    /// Events read so far.
+    read: u64,
+}
 
 impl Fanotify {
     pub(super) fn event(&mut self, record: &Record<'_>, batch: &mut Batch, read: u64) -> Result<(), Lost> {
@@ -16,21 +28,29 @@ impl Fanotify {
             self.note_error(error, batch);
             return Ok(());
         }
+        if self.hear(record) {
+            return Ok(());
+        }
         let mask = entry::mask_of(record.mask);
         batch.kinds.count(mask);
-        let target = record.target.map(records::HandleRef::to_handle);
-        let scope = entry::scope_of(mask, entry::is_subvolume(&self.fs, target.as_ref()));
+        let target = record.target;
+        let scope = entry::scope_of(mask, entry::is_subvolume(&self.fs, target));
+        let what = What { target, mask, scope, read };
+        let is_dir = mask.contains(Mask::ONDIR);
         let mut made = false;
+        if let (false, Some(target)) = (is_dir, target) {
+            if mask.contains(Mask::CREATE) {
+                self.links.born(target);
+            }
+            made = self.linked(target, mask, batch)?;
+        }
         for named in [record.from, record.at, record.to].into_iter().flatten() {
-            made |= self.name(&named, target.as_ref(), mask, scope, batch, read)?;
+            made |= self.name(&named, what, batch)?;
         }
-        if let (None, None, None, Some(target)) = (record.from, record.at, record.to, &target) {
-            // Each link and unlink changes the link count, an event of its own without a name. A file that is gone
-            // had its last name taken away by an event that has one.
-            let link_count = mask == Mask::ATTRIB;
-            made |= self.nameless(target, mask, scope, link_count, batch)?;
+        if let (None, None, None, Some(target)) = (record.from, record.at, record.to, target) {
+            made |= self.nameless(target, what, batch)?;
         }
-        if let (true, Some(target)) = (mask.contains(Mask::ONDIR), target) {
+        if let (true, Some(target)) = (is_dir, target) {
             self.follow_directory(record, mask, target);
         }
         if made {
@@ -41,87 +61,126 @@ impl Fanotify {
         Ok(())
     }
 
+    /// A file of which some leg knows fewer names than it has: all roots are asked for it, wherever this name lies.
+    fn linked(&mut self, target: HandleRef<'_>, mask: Mask, batch: &mut Batch) -> Result<bool, Lost> {
+        if !mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE | Mask::ATTRIB) {
+            return Ok(false);
+        }
+        // Of a file that is gone by now, or lost all names but one, the unlinking is an event behind this one: it
+        // leads to the name that is left.
+        let linked = batch.linked.has(target)
+            || (batch.linked.too_many() && self.links.may_have_names(&mut self.resolver, target)?);
+        if linked {
+            self.by_handle(target, mask, batch);
+        }
+        Ok(linked)
+    }
+
     /// The changes of one name. False if it is not ours; a doubt is ours.
-    fn name(
-        &mut self,
-        named: &Named<'_>,
-        target: Option<&Handle>,
-        mask: Mask,
-        scope: Scope,
-        batch: &mut Batch,
-        read: u64,
-    ) -> Result<bool, Lost> {
-        let dir = named.dir.to_handle();
+    fn name(&mut self, named: &Named<'_>, what: What<'_>, batch: &mut Batch) -> Result<bool, Lost> {
+        let What { target, mask, scope, read } = what;
         let only_content = !mask.intersects(Mask::CREATE | Mask::DELETE | Mask::RENAME);
         if let (true, Some(target)) = (only_content && entry::looks_nameless(named.name), target)
-            && !self.resolver.has(&dir, named.name, target)
+            && !self.resolver.has(named.dir, named.name, target)
         {
             // A file that is gone lost each name it had in an event of its own. In a directory without a place
             // "gone" may be the disk failing. The other way round is no proof: a place may come from the cache.
-            let has_place = self.resolver.place(&dir).is_ok();
-            return self.nameless(target, mask, scope, has_place, batch);
+            let has_place = self.resolver.place(named.dir).is_ok();
+            return self.by_its_handle(target, what, has_place, batch);
         }
-        match self.resolver.place(&dir) {
-            Ok(place) => Ok(self.push(&place, named.name, mask, scope, batch)),
+        let of_itself = named.name == b"." && mask.difference(Mask::ONDIR) == Mask::ATTRIB;
+        if !of_itself && self.doubts.holds(named.dir) {
+            return Ok(true);
+        }
+        match self.resolver.place(named.dir) {
+            Ok(place) => Ok(push(&self.roots, &place, named.name, mask, scope, batch)),
             // The link count of a directory that a rename replaced, above all, for which no deletion is ever told.
             // Whatever ended this directory took its name away, by a DELETE or a RENAME to it: the entry of that
             // name covers this, and all that happened inside before.
-            Err(Lost::Gone) if named.name == b"." && mask.difference(Mask::ONDIR) == Mask::ATTRIB => {
-                self.doubts.settle(&dir);
+            Err(Lost::Gone) if of_itself => {
+                self.doubts.settle(named.dir);
                 Ok(false)
             }
-            Err(Lost::Gone | Lost::Stale) => Ok(self.doubts.raise(dir, read)),
+            Err(Lost::Gone | Lost::Stale) => Ok(self.doubts.raise(named.dir.to_handle(), read)),
             Err(Lost::NoMount) => Err(Lost::NoMount),
         }
     }
 
-    /// A file whose event has no usable name: made with O_TMPFILE, or reached by an NFS handle.
-    fn nameless(
+    /// An event that names nothing: of the link count, which every link and unlink changes, or of a file that was
+    /// reached by its handle (an NFS server does that).
+    fn nameless(&mut self, target: HandleRef<'_>, what: What<'_>, batch: &mut Batch) -> Result<bool, Lost> {
+        let link_count = what.mask == Mask::ATTRIB;
+        // A file that is made and removed again costs no look at the disk: each name it ever had has its own entry
+        // in this batch.
+        if link_count && self.links.is_born(target) {
+            return Ok(false);
+        }
+        // A file that is gone had its last name taken away by an event that has one.
+        self.by_its_handle(target, what, link_count, batch)
+    }
+
+    /// Where a file without a usable name is to be looked for.
+    fn by_its_handle(
         &mut self,
-        target: &Handle,
-        mask: Mask,
-        scope: Scope,
+        target: HandleRef<'_>,
+        what: What<'_>,
         stale_is_gone: bool,
         batch: &mut Batch,
     ) -> Result<bool, Lost> {
-        match self.resolver.name_of(target)? {
+        let (dir, name, only) = match self.resolver.name_of(target)? {
             // A name it gets later comes with an event of its own, and so did the end of each it had.
-            NameOf::None => Ok(false),
-            NameOf::Stale if stale_is_gone => Ok(false),
-            NameOf::Known { dir, name } => match self.resolver.place(&dir) {
-                Ok(place) => Ok(self.push(&place, &name, mask, scope, batch)),
-                Err(Lost::NoMount) => Err(Lost::NoMount),
-                Err(Lost::Gone | Lost::Stale) => Ok(self.by_handle(target, mask, batch)),
-            },
-            NameOf::Stale | NameOf::Unknown => Ok(self.by_handle(target, mask, batch)),
+            NameOf::None => return Ok(false),
+            NameOf::Stale if stale_is_gone => return Ok(false),
+            NameOf::Stale | NameOf::Unknown => {
+                self.links.alive(target);
+                return Ok(self.by_handle(target, what.mask, batch));
+            }
+            NameOf::Known { dir, name, only } => (dir, name, only),
+        };
+        self.links.alive(target);
+        let place = match self.resolver.place((&dir).into()) {
+            Ok(place) => place,
+            Err(Lost::NoMount) => return Err(Lost::NoMount),
+            Err(Lost::Gone | Lost::Stale) => return Ok(self.by_handle(target, what.mask, batch)),
+        };
+        if only || what.mask.contains(Mask::ONDIR) {
+            // Not ours if this is outside or left out.
+            return Ok(push(&self.roots, &place, &name, what.mask, what.scope, batch));
         }
+        // Which of its names was found is chance: a root that did not get it may have another.
+        for (at, root) in self.roots.iter().enumerate() {
+            let mut made = false;
+            for spot in spots(&place).iter().filter(|spot| spot.root == at) {
+                made |= batch.push_name(root, &spot.path, &name, what.mask, what.scope);
+            }
+            if !made {
+                batch.push(entry::by_handle(root, &target.to_handle(), what.mask));
+            }
+        }
+        Ok(true)
     }
 
-    fn push(&self, place: &Place, name: &[u8], mask: Mask, scope: Scope, batch: &mut Batch) -> bool {
-        let Place::In(spots) = place else { return false };
-        let mut made = false;
-        for change in entry::changes(&self.roots, spots, name, mask, scope) {
-            batch.push(change);
-            made = true;
-        }
-        made
-    }
-
-    fn by_handle(&self, target: &Handle, mask: Mask, batch: &mut Batch) -> bool {
-        entry::by_handle(&self.roots, target, mask).for_each(|change| batch.push(change));
+    fn by_handle(&self, target: HandleRef<'_>, mask: Mask, batch: &mut Batch) -> bool {
+        let target = target.to_handle();
+        self.roots.iter().for_each(|root| batch.push(entry::by_handle(root, &target, mask)));
         true
     }
 
     /// Keeps the cache and the doubts right after an event of a directory. No event says where it lies now: the
     /// names in a RENAME may be older than those of the RENAME behind it, with which a later one was merged, and
     /// behind an overflow a later one may be missing.
-    fn follow_directory(&mut self, record: &Record<'_>, mask: Mask, target: Handle) {
+    fn follow_directory(&mut self, record: &Record<'_>, mask: Mask, target: HandleRef<'_>) {
         if mask.contains(Mask::DELETE) {
-            self.resolver.tree.remove(&target);
-            self.doubts.bury(target);
+            self.resolver.tree.remove(target);
+            // A subvolume goes with all that is in it, of which nothing else is told.
+            if entry::is_subvolume(&self.fs, Some(target)) {
+                let gone = entry::subvolume_of(target);
+                self.doubts.settle_all(|handle| entry::subvolume_of(handle.into()) == gone);
+            }
+            self.doubts.bury(target.to_handle());
         } else if record.to.is_some() {
-            self.resolver.tree.detach(&target);
-            self.doubts.settle(&target);
+            self.resolver.tree.detach(target);
+            self.doubts.settle(target);
         }
     }
 
@@ -137,4 +196,26 @@ impl Fanotify {
         }
         batch.error = Some(text);
     }
+}
+
+fn spots(place: &Place) -> &[crate::resolve::tree::Spot] {
+    match place {
+        Place::In(spots) => spots,
+        Place::Own => &[],
+    }
+}
+
+fn push(
+    roots: &[TrackedRoot],
+    place: &Place,
+    name: &[u8],
+    mask: Mask,
+    scope: Scope,
+    batch: &mut Batch,
+) -> bool {
+    let mut made = false;
+    for spot in spots(place) {
+        made |= batch.push_name(&roots[spot.root], &spot.path, name, mask, scope);
+    }
+    made
 }

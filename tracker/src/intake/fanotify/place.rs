@@ -3,19 +3,21 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::journal::RootState;
 
 use super::Fanotify;
 use super::adopt::root_marks;
+use super::links::Links;
 use crate::intake::buffer::Buffer;
 use crate::intake::keep::Keep;
 use crate::intake::{Checked, PlaceError, RootSeen, sys};
 use crate::mounts::{self, Mount};
 use crate::resolve::doubts::Doubts;
 use crate::resolve::tree::Anchors;
-use crate::resolve::{OpenMount, Resolver};
+use crate::resolve::{MountError, OpenMount, Resolver};
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 /// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
@@ -36,6 +38,7 @@ pub const MARK_MASK: u64 = libc::FAN_CREATE
     | libc::FAN_RENAME
     | libc::FAN_ONDIR;
 const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
+const GROUPS_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_user_groups";
 const QUEUE_MAX_DEFAULT: u64 = 16_384;
 
 impl Fanotify {
@@ -46,7 +49,7 @@ impl Fanotify {
         keep: &mut Keep,
     ) -> Result<(Fanotify, Vec<RootSeen>), PlaceError> {
         let found = Roots::look(roots)?;
-        let group = sys::fanotify_init(GROUP_FLAGS).map_err(refused)?;
+        let group = sys::fanotify_init(GROUP_FLAGS).map_err(no_group)?;
         let marks = root_marks(roots, &found.handles());
         let seen = found.seen.clone();
         // In this order: group and buffer are kept before there is anything to lose.
@@ -57,10 +60,12 @@ impl Fanotify {
             mark(group, mount.fd())?;
             Ok(buffer)
         };
-        Ok((found.into_source(group, roots, own, keep, mark_it)?, seen))
+        let mut source = found.into_source(group, roots, own, keep, mark_it)?;
+        source.prove()?;
+        Ok((source, seen))
     }
 
-    fn is_marked(&self) -> bool {
+    pub(super) fn is_marked(&self) -> bool {
         let path = format!("/proc/self/fdinfo/{}", self.group.as_raw_fd());
         std::fs::read_to_string(path).is_ok_and(|text| marks(&text, self.dev))
     }
@@ -113,17 +118,14 @@ impl Roots {
         buffer: impl FnOnce(&mut Keep, &OwnedFd, &OpenMount) -> Result<Buffer, PlaceError>,
     ) -> Result<Fanotify, PlaceError> {
         let (dev, anchors) = (self.dev, self.handles());
-        let mount = OpenMount::open(dev).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => PlaceError::Refused { reason: partly_mounted(&self.fs) },
-            _ => PlaceError::Io { op: "find a mount of the filesystem", source: e },
-        })?;
+        let mount = OpenMount::open(dev).map_err(no_mount)?;
         let buffer = buffer(keep, &group, &mount)?;
         let top = mount.top().map_err(refused)?;
         // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
         sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
         let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
         let mut resolver = Resolver::default();
-        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
+        resolver.reset(mount.dev(), Anchors { top: Some(top), roots: anchors.clone(), own });
         let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
         Ok(Fanotify {
             group,
@@ -134,15 +136,17 @@ impl Roots {
             anchors,
             resolver,
             doubts: Doubts::default(),
+            links: Links::default(),
             buffer: Some(buffer),
             queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
             last_error: None,
+            canaries: Vec::new(),
         })
     }
 }
 
 /// Every root that is there and lies on the filesystem of the first one; and what was seen of each.
-fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
+pub(super) fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
     let mut dev = None;
     let mut open = Vec::new();
     let mut seen = Vec::new();
@@ -176,12 +180,24 @@ fn mark(group: &OwnedFd, on: BorrowedFd<'_>) -> Result<(), PlaceError> {
         .map_err(refused)
 }
 
-fn partly_mounted(fs: &str) -> String {
-    if fs == "btrfs" {
-        "only subvolumes of this btrfs are mounted, and those cannot be marked (EXDEV)".to_owned()
-    } else {
-        "no mount shows the whole filesystem".to_owned()
+fn no_mount(e: MountError) -> PlaceError {
+    match e {
+        MountError::NotPrivate { ref hindrance, .. } if hindrance.passing => {
+            PlaceError::Io { op: "open the whole filesystem", source: io::Error::other(e) }
+        }
+        MountError::NotWhole | MountError::NotPrivate { .. } => PlaceError::Refused { reason: e.to_string() },
+        MountError::Mountinfo(source) => PlaceError::Io { op: "read mountinfo", source },
     }
+}
+
+fn no_group(e: io::Error) -> PlaceError {
+    let flags = EventfdFlags::CLOEXEC;
+    // The same error tells of too many open files.
+    if Errno::from_io_error(&e) != Some(Errno::MFILE) || rustix::event::eventfd(0, flags).is_err() {
+        return refused(e);
+    }
+    let max = std::fs::read_to_string(GROUPS_MAX_FILE).unwrap_or_default();
+    PlaceError::NoGroup { max: max.trim().to_owned() }
 }
 
 /// What the kernel never does for this filesystem, user or version is a refusal. Whatever else fails may pass: to go
@@ -196,9 +212,6 @@ pub(super) fn refused(e: io::Error) -> PlaceError {
         Some(Errno::XDEV) => ("EXDEV", "a btrfs subvolume cannot be marked"),
         Some(Errno::INVAL) => ("EINVAL", "this kernel is older than 5.17"),
         Some(Errno::NOSYS) => ("ENOSYS", "this kernel has no fanotify"),
-        Some(Errno::MFILE) => {
-            return PlaceError::Io { op: "use fanotify, fs.fanotify.max_user_groups is used up", source: e };
-        }
         _ => return PlaceError::Io { op: "use fanotify", source: e },
     };
     PlaceError::Refused { reason: format!("{why} ({name})") }
@@ -211,7 +224,7 @@ pub(super) fn marks(fdinfo: &str, dev: u64) -> bool {
     let text = format!("{sdev:x}");
     fdinfo
         .lines()
-        .filter(|line| line.starts_with("fanotify "))
-        .flat_map(str::split_whitespace)
-        .any(|field| field.strip_prefix("sdev:") == Some(text.as_str()))
+        // That of a single directory names its inode first.
+        .filter_map(|line| line.strip_prefix("fanotify sdev:"))
+        .any(|rest| rest.split_whitespace().next() == Some(text.as_str()))
 }

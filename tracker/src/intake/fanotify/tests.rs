@@ -1,16 +1,19 @@
 //! What the events of a real directory become, in an order that the test chooses.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use shared::entry::Scope;
-use shared::journal::JournalId;
+use shared::journal::{Journal, JournalId, RootId};
+use shared::limits;
 
 use super::super::records::tests::{event, handle_bytes, info};
 use super::place::{marks, refused};
 use super::*;
 use crate::intake::keep::Keep;
 use crate::intake::{PlaceError, sys};
+use crate::linked::Linked;
 use crate::roots::tests::root;
 
 const DFID_NAME: u8 = 2;
@@ -38,7 +41,7 @@ fn handle(path: &Path) -> Handle {
 struct Scene {
     source: Fanotify,
     root: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Scene {
@@ -58,7 +61,7 @@ impl Scene {
         let (mut source, _) = Fanotify::place(&[root(1, &path, &[])], &[], &mut keep).unwrap();
         // The gap row of the start.
         source.finish(true);
-        Some(Scene { source, root: path, _dir: dir })
+        Some(Scene { source, root: path, dir })
     }
 
     fn handle(&self, path: &str) -> Handle {
@@ -87,8 +90,13 @@ impl Scene {
 
     /// The paths and causes of what these events become.
     fn play(&mut self, events: &[Vec<u8>]) -> Vec<(String, Scope, Cause)> {
+        self.play_with(Linked::default(), events)
+    }
+
+    fn play_with(&mut self, linked: Linked, events: &[Vec<u8>]) -> Vec<(String, Scope, Cause)> {
         self.source.buffer.as_mut().unwrap().fill(&events.concat());
         let mut batch = Batch::default();
+        batch.linked = linked;
         self.source.translate(&mut batch, 0, 0);
         assert!(!self.source.finish(true), "all of it was one batch");
         let commit = batch.into_commit("fs", Turn::default());
@@ -96,6 +104,32 @@ impl Scene {
             (String::from_utf8(c.path.as_bytes().to_vec()).unwrap(), c.scope, c.cause)
         };
         commit.changes.into_iter().map(shown).collect()
+    }
+
+    /// So many batches in which nothing happens that matters.
+    fn pass(&mut self, batches: usize) {
+        for _ in 0..batches {
+            let top = self.handle("");
+            self.play(&[modified(&top, "else")]);
+        }
+    }
+
+    /// A file in the root, with another name outside.
+    fn linked_file(&self) -> Handle {
+        let file = self.root.join("f");
+        std::fs::write(&file, "").unwrap();
+        std::fs::hard_link(&file, self.dir.path().join("outside")).unwrap();
+        handle(&file)
+    }
+
+    fn file_created(&self, target: &Handle, name: &str) -> Vec<u8> {
+        event(libc::FAN_CREATE, &[named(DFID_NAME, &self.handle(""), name), fid(FID, target)])
+    }
+
+    /// Written through its name outside the root.
+    fn written_outside(&self, target: &Handle) -> Vec<u8> {
+        let dir = handle(self.dir.path());
+        event(libc::FAN_MODIFY, &[named(DFID_NAME, &dir, "outside"), fid(FID, target)])
     }
 
     /// Where a file written in this directory is said to lie.
@@ -120,6 +154,8 @@ fn the_mark_is_found_by_its_device_in_fdinfo() {
     assert!(marks(text, rustix::fs::makedev(7, 1)));
     assert!(!marks(text, rustix::fs::makedev(7, 0x10)));
     assert!(!marks("fanotify flags:200e00\n", rustix::fs::makedev(7, 1)));
+    let of_a_directory = "fanotify ino:2 sdev:700001 mflags:0 mask:40000020 ignored_mask:0 fhandle-bytes:8\n";
+    assert!(!marks(of_a_directory, rustix::fs::makedev(7, 1)));
 }
 
 #[test]
@@ -143,8 +179,32 @@ fn what_may_pass_is_no_refusal() {
         let error = refused(io::Error::from_raw_os_error(errno));
         assert!(matches!(error, PlaceError::Io { .. }), "{error}");
     }
-    let text = refused(io::Error::from_raw_os_error(libc::EMFILE)).to_string();
-    assert!(text.contains("max_user_groups"), "{text}");
+}
+
+#[test]
+fn a_canary_is_heard_once_is_no_change_and_leaves_no_mark_behind() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    assert_eq!(scene.source.heard(), [Some(true)], "at the start");
+    let path = format!("/proc/self/fdinfo/{}", scene.source.group.as_raw_fd());
+    let fdinfo = || std::fs::read_to_string(&path);
+    let before = fdinfo().unwrap();
+    scene.source.ring();
+    assert_eq!(scene.source.heard(), [Some(false)]);
+    assert_eq!(fdinfo().unwrap(), before);
+    let top = scene.handle("");
+    let opened = event(libc::FAN_OPEN | libc::FAN_ONDIR, &[named(DFID_NAME, &top, ".")]);
+    assert_eq!(scene.play(&[opened]), []);
+    assert_eq!(scene.source.heard(), [Some(true)]);
+}
+
+#[test]
+fn a_change_that_the_kernel_merged_with_a_canary_is_kept() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    scene.source.ring();
+    let mask = libc::FAN_OPEN | libc::FAN_ATTRIB | libc::FAN_ONDIR;
+    let merged = event(mask, &[named(DFID_NAME, &scene.handle(""), ".")]);
+    assert_eq!(scene.play(&[merged]), [(String::new(), Scope::SelfOnly, Cause::Event)]);
+    assert_eq!(scene.source.heard(), [Some(true)]);
 }
 
 /// The kernel merges the third rename into the event of the first, which stays where it is in the queue.
@@ -244,4 +304,110 @@ fn a_directory_deleted_before_a_kill_raises_no_doubt_after_it() {
     scene.source.doubts.restore(Vec::new(), gone);
     scene.play(&[modified(&d, "f")]);
     assert_eq!(scene.source.doubt_count(), 0);
+}
+
+/// The link count of a file changed.
+fn relinked(target: &Handle) -> Vec<u8> {
+    event(libc::FAN_ATTRIB, &[fid(FID, target)])
+}
+
+/// What some leg has published.
+fn published(file: Option<&Handle>) -> Linked {
+    let dir = tempfile::tempdir().unwrap();
+    let mut journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
+    let many = 0..=limits::LINKED_FILES_MAX as u64;
+    let files = match file {
+        Some(file) => [file.clone()].into(),
+        // Too many, and not the one that matters.
+        None => many.map(|n| Handle { kind: 1, bytes: n.to_le_bytes().to_vec() }).collect(),
+    };
+    journal.publish_linked("l", RootId(1), &files, &[].into()).unwrap();
+    let mut linked = Linked::default();
+    linked.refresh(&journal, &[RootId(1)]).unwrap();
+    linked
+}
+
+fn by_handle() -> (String, Scope, Cause) {
+    (String::new(), Scope::Handle, Cause::Event)
+}
+
+#[test]
+fn a_write_outside_all_roots_is_an_entry_by_handle_if_the_file_is_published_and_nothing_else() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    let file = scene.linked_file();
+    let written = [scene.written_outside(&file)];
+    assert_eq!(scene.play(&written), []);
+    assert_eq!(scene.play_with(published(Some(&scene.handle(""))), &written), [], "another one");
+    assert_eq!(scene.play_with(published(Some(&file)), &written), [by_handle()]);
+}
+
+#[test]
+fn where_too_many_are_published_every_file_with_more_than_one_name_counts() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    let file = scene.linked_file();
+    let written = [scene.written_outside(&file), scene.written_outside(&file)];
+    assert_eq!(scene.play_with(published(None), &written), [by_handle()]);
+    std::fs::remove_file(scene.root.join("f")).unwrap();
+    assert_eq!(scene.play_with(published(None), &written), [], "it has one name left, which is not ours");
+    std::fs::remove_file(scene.dir.path().join("outside")).unwrap();
+    assert_eq!(scene.play_with(published(None), &written), [], "it is gone");
+}
+
+#[test]
+fn a_changed_link_count_leads_to_the_file_whatever_name_of_it_is_found() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    let file = scene.linked_file();
+    let made = scene.play(&[relinked(&file)]);
+    let found = (String::from("f"), Scope::SelfOnly, Cause::Event);
+    assert!(made == [by_handle()] || made == [found.clone()], "{made:?}");
+    std::fs::remove_file(scene.dir.path().join("outside")).unwrap();
+    assert_eq!(scene.play(&[relinked(&file)]), [found]);
+    std::fs::remove_file(scene.root.join("f")).unwrap();
+    assert_eq!(scene.play(&[relinked(&file)]), []);
+}
+
+#[test]
+fn of_a_file_made_in_the_same_batch_its_names_are_entries_enough() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    scene.pass(2);
+    let file = scene.linked_file();
+    let made = scene.play(&[scene.file_created(&file, "f"), relinked(&file)]);
+    assert_eq!(made, [("f".to_owned(), Scope::SelfOnly, Cause::Event)]);
+}
+
+/// The kernel tells of a link first as a change of its file, and then as a name that was made.
+#[test]
+fn a_link_whose_two_events_come_in_two_batches_is_not_taken_for_a_file_that_is_made() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    scene.pass(2);
+    let file = scene.linked_file();
+    scene.play(&[relinked(&file)]);
+    scene.pass(3);
+    // The new name was removed again: its file is to be looked at.
+    let made = scene.play(&[scene.file_created(&file, "f2"), relinked(&file)]);
+    assert!(made.iter().any(|(path, ..)| path != "f2"), "{made:?}");
+    // The first of the two was lost.
+    let again = [event(libc::FAN_Q_OVERFLOW, &[])];
+    scene.play(&again);
+    let made = scene.play(&[scene.file_created(&file, "f2"), relinked(&file)]);
+    assert!(made.iter().any(|(path, ..)| path != "f2"), "{made:?}");
+}
+
+#[test]
+fn a_directory_in_doubt_stays_so_and_a_rename_answers_it() {
+    let Some(mut scene) = Scene::new(&["d"]) else { return };
+    let d = scene.handle("d");
+    std::fs::remove_dir(scene.root.join("d")).unwrap();
+    scene.play(&[modified(&d, "f")]);
+    assert_eq!(scene.play(&[modified(&d, "g"), modified(&d, "h")]), []);
+    assert_eq!(scene.source.doubt_count(), 1);
+    scene.play(&[scene.renamed(&d, "d", "e")]);
+    assert_eq!(scene.source.doubt_count(), 0);
+}
+
+#[test]
+fn an_event_that_is_not_understood_is_a_gap() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    let made = scene.play(&[event(libc::FAN_MODIFY, &[info(99, b"what the next kernel tells")])]);
+    assert_eq!(made, [(String::new(), Scope::Subtree, Cause::Damaged)]);
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use shared::clock::{Clock as _, SystemClock};
+use shared::control::Canary;
 use shared::journal::RootState;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
@@ -18,7 +19,11 @@ use crate::shell::process;
 pub enum Message {
     /// Answered with the head.
     Flush(Sender<u64>),
+    /// Answered once what was queued with the canaries was read.
+    Canary(Sender<Vec<Canary>>),
     Probe,
+    /// Something was mounted or unmounted somewhere.
+    Mounts,
     Stop,
 }
 
@@ -39,6 +44,8 @@ pub struct SlotShared {
     pub resolving: AtomicBool,
     /// A change of the status was reported and not yet written.
     pub(super) told: Notice,
+    /// Mounts changed, and the thread has not looked since.
+    pub(super) mounts: Notice,
 }
 
 impl SlotShared {
@@ -85,6 +92,13 @@ impl Flusher {
         self.send(Message::Flush(answer));
         receiver
     }
+
+    /// The receiver gets what the kernel told of the roots of this filesystem.
+    pub fn canary(&self) -> Receiver<Vec<Canary>> {
+        let (answer, receiver) = bounded(1);
+        self.send(Message::Canary(answer));
+        receiver
+    }
 }
 
 /// A running thread.
@@ -94,6 +108,13 @@ pub struct SlotHandle {
 }
 
 impl SlotHandle {
+    /// Once for many: a thread that hangs with its disk would pile them up.
+    pub fn mounts_changed(&self) {
+        if self.shared.mounts.raise() {
+            self.flusher.send(Message::Mounts);
+        }
+    }
+
     pub fn probe(&self) {
         self.flusher.send(Message::Probe);
     }

@@ -2,7 +2,7 @@
 
 use shared::clock::Clock as _;
 use shared::entry::Cause;
-use shared::journal::{Change, Commit, RootState};
+use shared::journal::{Change, Commit, RootId, RootState};
 
 use super::{Slot, SlotParts, look_at};
 use crate::batch::{self, Batch};
@@ -78,11 +78,19 @@ impl Slot {
         {
             return Event::NotCommitted;
         }
+        // What it holds was read before this, and stays unread by us until then.
+        let ids: Vec<RootId> = self.parts.roots.iter().map(|r| r.id).collect();
+        if let Err(e) = self.linked.refresh(&self.parts.journal, &ids) {
+            self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
+            return Event::NotCommitted;
+        }
         let now = self.clock.boot_ns();
         let commit = self.on_disk(|slot| {
             let source = slot.source.as_mut()?;
             let mut batch = Batch::default();
+            batch.linked = std::mem::take(&mut slot.linked);
             source.translate(&mut batch, read, now);
+            slot.linked = std::mem::take(&mut batch.linked);
             let turn = source.doubt_turn(now);
             let doubts = source.doubt_count() as u64;
             if turn.gap {
@@ -179,4 +187,4 @@ impl Slot {
 }
 
 /// How the error begins that ends when the journal takes entries again.
-const JOURNAL_ERROR: &str = "the journal does not take entries";
+pub(crate) const JOURNAL_ERROR: &str = "the journal does not take entries";

@@ -1,0 +1,205 @@
+//! Files with more names than the catalog has of them: their handles are published in the journal, so that the tracker
+//! tells of what is written through the other names.
+//!
+//! The order matters. The catalog has the file as it was read; then it is published; then it is looked at once more.
+//! What is written before that look shows in it, and what is written later is told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shared::entry::{Handle, Mask, Scope};
+use shared::journal::Class;
+use shared::limits;
+
+use super::batch::Owed;
+use super::source::Ground;
+use super::{Run, RunError};
+use crate::catalog::{Key, Row, RowState};
+use crate::tree::{Kind, Look};
+
+/// Files of a batch that have other names, or had: by root and handle, with the link count where it was seen.
+#[derive(Debug, Default)]
+pub struct LinkedFiles(BTreeMap<(usize, Handle), Option<u64>>);
+
+impl LinkedFiles {
+    pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) {
+        let known = self.0.entry((root, handle)).or_default();
+        *known = (*known).max(links);
+    }
+}
+
+/// What is to be said of one file in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Say {
+    Publish,
+    Withdraw,
+    /// Leave it as it is.
+    Nothing,
+}
+
+/// `rows` are the names that the catalog has, all of which bring events of their own.
+fn say(rows: &[(Key, Row)], links: Option<u64>) -> Say {
+    // A file without a row is owed, and will be looked at.
+    let Some(in_rows) = rows.iter().map(|(_, row)| row.stat.nlink).max() else { return Say::Withdraw };
+    if links.unwrap_or(in_rows) > rows.len() as u64 {
+        Say::Publish
+    } else if rows.iter().all(|(_, row)| row.settled) {
+        Say::Withdraw
+    } else {
+        // A write through a name that is gone may still be on its way, and only its event would show it.
+        Say::Nothing
+    }
+}
+
+impl Run<'_> {
+    /// After the receipts of a batch are in the catalog, and before anything is acked.
+    pub(super) fn publish_linked(&mut self) -> Result<(), RunError> {
+        let mut by_root: BTreeMap<usize, [BTreeSet<Handle>; 2]> = BTreeMap::new();
+        for ((root, handle), links) in std::mem::take(&mut self.plan.linked).0 {
+            let Some(ground) = &self.grounds[root] else { continue };
+            let rows = self.names(ground, &handle)?;
+            let sets = by_root.entry(root).or_default();
+            match say(&rows, links) {
+                Say::Publish => _ = sets[0].insert(handle),
+                Say::Withdraw => _ = sets[1].insert(handle),
+                Say::Nothing => {}
+            }
+        }
+        let leg = self.parts.leg.name.to_string();
+        for (root, [publish, withdraw]) in by_root {
+            let id = self.roots[root].id;
+            let news = self.parts.journal.publish_linked(&leg, id, &publish, &withdraw)?;
+            for handle in news {
+                self.look_once_more(root, &handle)?;
+            }
+            self.linked_roots.insert(root);
+        }
+        Ok(())
+    }
+
+    /// The catalogued names of a file that count: not what is gone, nor what the tracker leaves out by rule.
+    fn names(&self, ground: &Ground, handle: &Handle) -> Result<Vec<(Key, Row)>, RunError> {
+        let mut rows = self.parts.catalog.rows_of_handle(ground.catalog, handle)?;
+        rows.retain(|(key, row)| row.state != RowState::Absent && !ground.rules.excludes(&key.path(), false));
+        Ok(rows)
+    }
+
+    /// One look serves all names of the file. It is owed where it is not what the row says, or where an equal stat
+    /// would not show it.
+    fn look_once_more(&mut self, root: usize, handle: &Handle) -> Result<(), RunError> {
+        let Some(ground) = &self.grounds[root] else { return Ok(()) };
+        let rows = self.names(ground, handle)?;
+        // Names that are gone meanwhile have events of their own.
+        let mut looks = rows.iter().map(|(key, row)| (row, ground.tree.look(&key.path())));
+        let is_it = |row: &Row, look: &Look| match look {
+            Look::Found(stat) => (stat.kind, stat.ino) == (row.stat.kind, row.stat.ino),
+            Look::Gone { .. } => false,
+            Look::Elsewhere(_) | Look::Unknown(_) => true,
+        };
+        let Some((_, look)) = looks.find(|(row, look)| is_it(row, look)) else { return Ok(()) };
+        let proven = |row: &Row| match &look {
+            Look::Found(stat) => *stat == row.stat && (row.settled || row.stat.kind != Kind::File),
+            _ => false,
+        };
+        let doubtful = rows.iter().filter(|(_, row)| !proven(row)).map(|(key, _)| key.path());
+        let owed: Vec<Owed> = doubtful
+            .map(|path| Owed {
+                root,
+                path,
+                scope: Scope::SelfOnly,
+                mask: Mask::UNKNOWN,
+                seq: self.head,
+                class: Class::Busy,
+                reason: "it may have been written through another name while it was read".into(),
+                wait: None,
+            })
+            .collect();
+        self.owed.extend(owed);
+        Ok(())
+    }
+
+    /// Where there were too many for the journal, and by now there may not be.
+    pub(super) fn recount_linked(&mut self) -> Result<(), RunError> {
+        let leg = self.parts.leg.name.to_string();
+        for root in std::mem::take(&mut self.linked_roots) {
+            let (id, Some(ground)) = (self.roots[root].id, &self.grounds[root]) else { continue };
+            if !self.parts.journal.has_too_many_linked(&leg, id)? {
+                continue;
+            }
+            let mut wanted = BTreeSet::new();
+            let mut last: Option<(Handle, u64, u64)> = None;
+            let mut close = |file: Option<(Handle, u64, u64)>| {
+                if let Some((handle, links, names)) = file
+                    && links > names
+                    && wanted.len() <= limits::LINKED_FILES_MAX
+                {
+                    wanted.insert(handle);
+                }
+            };
+            self.parts.catalog.each_linked(ground.catalog, |handle, key, links| {
+                let name = u64::from(!ground.rules.excludes(&key.path(), false));
+                match &mut last {
+                    Some((of, most, names)) if *of == handle => {
+                        *most = links.max(*most);
+                        *names += name;
+                    }
+                    _ => close(last.replace((handle, links, name))),
+                }
+            })?;
+            close(last.take());
+            if wanted.len() <= limits::LINKED_FILES_MAX {
+                self.parts.journal.replace_linked(&leg, id, &wanted)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::examine::made_row;
+    use crate::tree::Stat;
+
+    fn row(name: &str, nlink: u64, settled: bool) -> (Key, Row) {
+        let stat = Stat {
+            kind: Kind::File,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            btime_ns: None,
+            ino: 1,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink,
+            rdev: 0,
+        };
+        (Key(name.as_bytes().to_vec()), Row { settled, ..made_row(&stat, None, "o".into(), None, 0) })
+    }
+
+    #[test]
+    fn a_file_is_published_while_it_has_more_names_than_rows() {
+        assert_eq!(say(&[row("a", 2, true)], Some(2)), Say::Publish);
+        assert_eq!(say(&[row("a", 2, true), row("b", 2, true)], Some(2)), Say::Withdraw);
+        assert_eq!(say(&[row("a", 1, true)], Some(3)), Say::Publish, "what was seen last counts");
+        assert_eq!(say(&[row("a", 2, true)], None), Say::Publish);
+        assert_eq!(say(&[row("a", 1, true)], None), Say::Withdraw);
+        assert_eq!(say(&[], Some(2)), Say::Withdraw, "nothing is at the destination yet");
+    }
+
+    #[test]
+    fn a_file_is_not_withdrawn_while_an_equal_stat_proves_nothing() {
+        assert_eq!(say(&[row("a", 1, false)], None), Say::Nothing);
+        assert_eq!(say(&[row("a", 2, true), row("b", 2, false)], Some(2)), Say::Nothing);
+        assert_eq!(say(&[row("a", 2, false)], Some(2)), Say::Publish);
+    }
+
+    #[test]
+    fn the_highest_link_count_that_was_seen_counts() {
+        let handle = Handle { kind: 1, bytes: vec![1] };
+        let mut files = LinkedFiles::default();
+        files.add(0, handle.clone(), Some(2));
+        files.add(0, handle.clone(), None);
+        assert_eq!(files.0[&(0, handle)], Some(2));
+    }
+}

@@ -1,0 +1,331 @@
+//! Files with names that a leg does not know: what is written through those reaches its destination too, with the
+//! real tracker and real runs.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use shared::clock::{Clock, SystemClock};
+use shared::config::Config;
+use shared::entry::{Handle, Mask, Scope};
+use shared::exit::Exit;
+use shared::journal::{Entry, Journal, RootId};
+use shared::limits;
+use syncer::credentials::Environment;
+use syncer::live;
+use syncer::report::Report;
+use syncer::run::{Parts, Run};
+use tempfile::TempDir;
+use tests::mount::{KINDS, LoopFs, available};
+use tests::played::Bent;
+use tests::programs::{Daemon, call, text};
+
+/// A disk with the roots `a` (of which `*.tmp` is left out) and `b`, a directory outside both, a leg on both roots
+/// and one on `b` alone, and a tracker.
+struct Scene {
+    dir: TempDir,
+    config: Config,
+    _daemon: Daemon,
+    /// Unmounted after the tracker ended.
+    disk: LoopFs,
+}
+
+/// Later than every wait before something owed is tried again.
+struct Later;
+
+impl Clock for Later {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns() + limits::BACKOFF_MAX.as_nanos() as i64
+    }
+
+    fn boot_ns(&self) -> i64 {
+        SystemClock.boot_ns()
+    }
+}
+
+impl Scene {
+    /// With these files in it, and all of it at the destinations.
+    fn new(kind: &str, fill: impl FnOnce(&Path)) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = LoopFs::new(kind).unwrap();
+        for name in ["a", "b", "outside"] {
+            fs::create_dir(disk.path().join(name)).unwrap();
+        }
+        for name in ["both", "only-b"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let (base, top) = (dir.path().display(), disk.path().display().to_string());
+        let text = format!(
+            r#"
+state_dir = "{base}/state"
+runtime_dir = "{base}/run"
+[[root]]
+name = "a"
+path = "{top}/a"
+exclude = ["*.tmp"]
+[[root]]
+name = "b"
+path = "{top}/b"
+[[leg]]
+name = "both"
+kind = "dir"
+roots = [{{ root = "a", prefix = "a" }}, {{ root = "b", prefix = "b" }}]
+path = "{base}/both"
+[[leg]]
+name = "only-b"
+kind = "dir"
+roots = ["b"]
+path = "{base}/only-b"
+"#
+        );
+        let file = dir.path().join("longshore.toml");
+        fs::write(&file, &text).unwrap();
+        fill(&disk.path());
+        let daemon = Daemon::start(&file);
+        let scene = Scene { config: Config::parse(&file, &text).unwrap(), dir, _daemon: daemon, disk };
+        for leg in ["both", "only-b"] {
+            assert_eq!(scene.run(leg).exit, Exit::Ok);
+        }
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.disk.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn link(&self, from: &str, to: &str) {
+        fs::hard_link(self.path(from), self.path(to)).unwrap();
+    }
+
+    /// What a leg has at a path below its top.
+    fn mirrored(&self, path: &str) -> String {
+        fs::read_to_string(self.dir.path().join(path)).unwrap_or_else(|e| format!("{path}: {e}"))
+    }
+
+    fn flush(&self) {
+        flush(&self.config_file());
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("longshore.toml")
+    }
+
+    /// A run for which everything is old enough that nothing is owed for its age alone.
+    fn run(&self, leg: &str) -> Report {
+        self.run_as(leg, |parts| Bent::ahead().over(parts))
+    }
+
+    fn run_as(&self, leg: &str, change: impl FnOnce(&mut Parts)) -> Report {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let leg = self.config.leg(leg).unwrap();
+        let catalog = live::catalog_path(&self.config, leg);
+        let (progress, stop) = (Arc::default(), Arc::default());
+        let environment = Environment::default();
+        let mut parts = live::parts(&self.config, leg, &environment, progress, stop, &catalog).unwrap();
+        change(&mut parts);
+        runtime.block_on(Run::new(parts, None).run())
+    }
+
+    /// A run in whose middle, after a file was read and before anything is written down of it, `work` happens once,
+    /// and the tracker has heard of it.
+    fn run_amid(&self, leg: &str, work: impl Fn() + Send + Sync + 'static) -> Report {
+        let (config, once) = (self.config_file(), std::sync::Once::new());
+        let after_read = move || {
+            once.call_once(|| {
+                work();
+                flush(&config);
+            })
+        };
+        self.run_as(leg, |parts| {
+            Bent { after_read: Some(Arc::new(after_read)), ..Bent::ahead() }.over(parts);
+        })
+    }
+
+    /// A run at a time when all that is owed is due.
+    fn run_later(&self, leg: &str) -> Report {
+        self.run_as(leg, |parts| {
+            parts.clock = Arc::new(Later);
+            Bent::ahead().over(parts);
+        })
+    }
+
+    fn journal(&self) -> Journal {
+        Journal::open(&self.config.journal_path()).unwrap()
+    }
+
+    fn root(&self, name: &str) -> RootId {
+        self.journal().roots().unwrap().iter().find(|r| r.name == name).unwrap().id
+    }
+
+    /// How many files are published for a root.
+    fn published(&self, root: &str) -> usize {
+        let mut files = BTreeSet::new();
+        self.journal().linked(&[self.root(root)], |file| _ = files.insert(file.clone())).unwrap();
+        files.len()
+    }
+}
+
+fn flush(config: &Path) {
+    let output = call("tracker", config, &["flush"]);
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+fn put(top: &Path, name: &str, content: &str) {
+    fs::write(top.join(name), content).unwrap();
+}
+
+/// One scene on ext4.
+fn scene(fill: impl FnOnce(&Path)) -> Option<Scene> {
+    available("ext4").then(|| Scene::new("ext4", fill))
+}
+
+#[test]
+fn what_is_written_through_a_name_outside_all_roots_or_left_out_or_in_another_root_arrives() {
+    for kind in KINDS.into_iter().filter(|kind| available(kind)) {
+        let scene = Scene::new(kind, |top| {
+            for (name, other) in [("a/f", "outside/g"), ("a/h", "a/h.tmp"), ("b/k", "a/k")] {
+                put(top, name, "old");
+                fs::hard_link(top.join(name), top.join(other)).unwrap();
+            }
+        });
+        scene.write("outside/g", "through a name outside");
+        scene.write("a/h.tmp", "through a name that is left out");
+        scene.write("a/k", "through a name in another root");
+        for leg in ["both", "only-b"] {
+            let report = scene.run(leg);
+            assert_eq!(report.exit, Exit::Ok, "{kind}: {}", report.text());
+        }
+        assert_eq!(scene.mirrored("both/a/f"), "through a name outside", "{kind}");
+        assert_eq!(scene.mirrored("both/a/h"), "through a name that is left out", "{kind}");
+        for leg in ["both/b/k", "both/a/k", "only-b/k"] {
+            assert_eq!(scene.mirrored(leg), "through a name in another root", "{kind}");
+        }
+    }
+}
+
+#[test]
+fn a_name_made_elsewhere_later_is_noticed_and_forgotten_with_the_name() {
+    let Some(scene) = scene(|top| put(top, "b/f", "old")) else { return };
+    assert_eq!(scene.published("b"), 0);
+    scene.link("b/f", "outside/g");
+    scene.run("only-b");
+    assert_eq!(scene.published("b"), 1);
+    scene.write("outside/g", "new");
+    scene.run("only-b");
+    assert_eq!(scene.mirrored("only-b/f"), "new");
+    fs::remove_file(scene.path("outside/g")).unwrap();
+    scene.run("only-b");
+    assert_eq!(scene.published("b"), 0);
+}
+
+#[test]
+fn a_name_that_leaves_the_root_alone_or_with_its_directory_still_counts() {
+    let fill = |top: &Path| {
+        fs::create_dir(top.join("b/d")).unwrap();
+        for (name, other) in [("b/f", "b/f2"), ("b/h", "b/d/h2")] {
+            put(top, name, "old");
+            fs::hard_link(top.join(name), top.join(other)).unwrap();
+        }
+    };
+    let Some(scene) = scene(fill) else { return };
+    assert_eq!(scene.published("b"), 0, "all names are known");
+    fs::rename(scene.path("b/f2"), scene.path("outside/f2")).unwrap();
+    fs::rename(scene.path("b/d"), scene.path("outside/d")).unwrap();
+    scene.run("only-b");
+    assert_eq!(scene.published("b"), 2);
+    scene.write("outside/f2", "new");
+    scene.write("outside/d/h2", "newer");
+    scene.run("only-b");
+    assert_eq!((scene.mirrored("only-b/f"), scene.mirrored("only-b/h")), ("new".into(), "newer".into()));
+}
+
+#[test]
+fn what_is_written_between_the_look_at_a_file_and_its_publication_is_found_by_the_second_look() {
+    let Some(scene) = scene(|top| put(top, "b/f", "old")) else { return };
+    scene.link("b/f", "outside/g");
+    scene.write("b/f", "first");
+    let g = scene.path("outside/g");
+    let report = scene.run_amid("only-b", move || fs::write(&g, "second, unseen").unwrap());
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 1), "{}", report.text());
+    assert_eq!(scene.mirrored("only-b/f"), "first", "it was read before");
+    let report = scene.run_later("only-b");
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    assert_eq!(scene.mirrored("only-b/f"), "second, unseen");
+}
+
+#[test]
+fn what_is_written_through_another_name_during_the_first_upload_of_a_file_arrives() {
+    let Some(scene) = scene(|_| ()) else { return };
+    scene.write("b/new", "first");
+    scene.link("b/new", "outside/g");
+    let g = scene.path("outside/g");
+    scene.run_amid("only-b", move || fs::write(&g, "second").unwrap());
+    assert_eq!(scene.mirrored("only-b/new"), "first", "it was read before");
+    scene.run_later("only-b");
+    assert_eq!(scene.mirrored("only-b/new"), "second");
+}
+
+#[test]
+fn what_is_written_through_a_name_that_is_gone_by_now_arrives() {
+    let fill = |top: &Path| {
+        for name in ["b/f", "b/h", "b/k"] {
+            put(top, name, "old");
+        }
+        fs::hard_link(top.join("b/h"), top.join("b/h2")).unwrap();
+    };
+    let Some(scene) = scene(fill) else { return };
+    // Through a name no run ever saw, in the root and outside; and through one that is at the destination.
+    for (name, other) in [("b/f", "b/f2"), ("b/k", "outside/k2")] {
+        scene.link(name, other);
+    }
+    for other in ["b/f2", "outside/k2", "b/h2"] {
+        scene.write(other, "through a name that is gone");
+        fs::remove_file(scene.path(other)).unwrap();
+    }
+    let report = scene.run("only-b");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    for name in ["f", "h", "k"] {
+        assert_eq!(scene.mirrored(&format!("only-b/{name}")), "through a name that is gone");
+    }
+}
+
+#[test]
+fn beyond_the_bound_every_file_with_more_than_one_name_counts_until_there_is_room() {
+    let Some(scene) = scene(|top| put(top, "b/f", "old")) else { return };
+    let many: BTreeSet<Handle> = (0..=limits::LINKED_FILES_MAX as u64)
+        .map(|n| Handle { kind: 1, bytes: n.to_le_bytes().to_vec() })
+        .collect();
+    let (mut journal, root) = (scene.journal(), scene.root("b"));
+    journal.publish_linked("only-b", root, &many, &BTreeSet::new()).unwrap();
+    assert!(journal.has_too_many_linked("only-b", root).unwrap());
+    scene.link("b/f", "outside/g");
+    scene.write("outside/g", "new");
+    scene.flush();
+    let (head, _) = journal.head_and_floor().unwrap();
+    let rows = journal.read(0, head, limits::READ_ROWS_MAX).unwrap();
+    let told =
+        |row: &Entry| (row.root, row.scope) == (root, Scope::Handle) && row.mask.contains(Mask::MODIFY);
+    assert!(rows.iter().any(told), "{rows:?}");
+    let report = scene.run("only-b");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    assert_eq!(scene.mirrored("only-b/f"), "new");
+    assert!(!journal.has_too_many_linked("only-b", root).unwrap());
+    assert_eq!(scene.published("b"), 1);
+}
+
+#[test]
+fn a_young_file_is_read_once_more_when_it_is_published() {
+    let Some(scene) = scene(|_| ()) else { return };
+    scene.write("outside/g", "young");
+    scene.link("outside/g", "b/f");
+    let report = scene.run_as("only-b", |_| ());
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 1), "{}", report.text());
+    let report = scene.run_later("only-b");
+    assert_eq!((report.exit, report.deferred, report.files_sent), (Exit::Ok, 0, 0), "{}", report.text());
+}

@@ -1,0 +1,83 @@
+//! What the stream told of single files and their names, so that the kernel is asked less often. Pure but for the
+//! one question it passes on.
+
+use hashbrown::{HashMap, HashSet};
+use shared::journal;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use crate::intake::records::HandleRef;
+use crate::resolve::{Lost, Resolver};
+
+/// Files remembered as alive; two generations.
+const ALIVE_MAX: usize = 32_768;
+
+pub(super) struct Links {
+    seed: u64,
+    /// Files made in this batch.
+    born: HashSet<u128>,
+    /// Files whose link count changed and that lived on. A link is told twice, as a change of its file and then as a
+    /// name that was made, and the two may come in different batches: such a name is no birth.
+    alive: HashSet<u128>,
+    alive_before: HashSet<u128>,
+    /// The answers of this batch.
+    may_have_names: HashMap<u128, bool>,
+    /// Batches to come before which events were not seen.
+    wary: u8,
+}
+
+impl Default for Links {
+    fn default() -> Links {
+        Links {
+            seed: journal::random_seed(),
+            born: HashSet::new(),
+            alive: HashSet::new(),
+            alive_before: HashSet::new(),
+            may_have_names: HashMap::new(),
+            wary: 2,
+        }
+    }
+}
+
+impl Links {
+    fn key(&self, file: HandleRef<'_>) -> u128 {
+        xxh3_128_with_seed(file.bytes, self.seed ^ file.kind as u64)
+    }
+
+    /// A batch is translated.
+    pub fn end_batch(&mut self) {
+        self.born.clear();
+        self.may_have_names.clear();
+        self.wary = self.wary.saturating_sub(1);
+    }
+
+    /// A name was made for the file.
+    pub fn born(&mut self, file: HandleRef<'_>) {
+        let key = self.key(file);
+        if self.wary == 0 && !self.alive.contains(&key) && !self.alive_before.contains(&key) {
+            self.born.insert(key);
+        }
+    }
+
+    pub fn is_born(&self, file: HandleRef<'_>) -> bool {
+        !self.born.is_empty() && self.born.contains(&self.key(file))
+    }
+
+    /// Its link count changed, and it is still there.
+    pub fn alive(&mut self, file: HandleRef<'_>) {
+        if self.alive.len() >= ALIVE_MAX {
+            self.alive_before = std::mem::take(&mut self.alive);
+        }
+        self.alive.insert(self.key(file));
+    }
+
+    /// True unless it is certain that the file has no more than one name; asked once for each batch.
+    pub fn may_have_names(&mut self, resolver: &mut Resolver, file: HandleRef<'_>) -> Result<bool, Lost> {
+        let key = self.key(file);
+        if let Some(&known) = self.may_have_names.get(&key) {
+            return Ok(known);
+        }
+        let answer = resolver.may_have_names(file)?;
+        self.may_have_names.insert(key, answer);
+        Ok(answer)
+    }
+}
