@@ -18,7 +18,7 @@ const FILES_PER_DIR: usize = 100;
 const IMAGE_BYTES: u64 = 4 << 30;
 
 struct Ground {
-    _state: tempfile::TempDir,
+    state: tempfile::TempDir,
     fs: LoopFs,
     b2: Emulator,
     config: PathBuf,
@@ -30,6 +30,7 @@ pub fn compare(dirs: usize, kinds: &[String], rounds: usize) -> anyhow::Result<(
         "| filesystem | caches | find wall s | find CPU s | rescan wall s | rescan CPU s | wall ratio | CPU ratio | peak RSS MB | A/B/C |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    let mut generations = Vec::new();
     for kind in kinds {
         let ground = Ground::new(kind, dirs)?;
         let daemon = Daemon::start(&ground.config);
@@ -38,7 +39,15 @@ pub fn compare(dirs: usize, kinds: &[String], rounds: usize) -> anyhow::Result<(
             ground.row(kind, cold, rounds)?;
         }
         drop(daemon);
+        if kind == "btrfs" {
+            generations.push(ground.generation(dirs, true)?);
+            generations.push(ground.generation(dirs, false)?);
+        }
     }
+    println!("\nA gap on btrfs in which one file of each directory changed\n");
+    println!("| caches | changed | entries | search ms | syncer wall s | syncer CPU s | examined and sent |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    generations.iter().for_each(|row| println!("{row}"));
     Ok(())
 }
 
@@ -46,6 +55,8 @@ impl Ground {
     fn new(kind: &str, dirs: usize) -> anyhow::Result<Ground> {
         let dir = tempfile::tempdir()?;
         let fs = LoopFs::sized(kind, IMAGE_BYTES).map_err(anyhow::Error::msg)?;
+        // Reading a file would change its inode.
+        fs.remount("noatime").map_err(anyhow::Error::msg)?;
         let source = fs.path().join("source");
         plant(&source, dirs)?;
         let planted = Instant::now();
@@ -53,12 +64,46 @@ impl Ground {
         let config = configure(dir.path(), &source, &b2, "rescan")?;
         // Content that is read sooner after its last change is read again at the next look.
         std::thread::sleep((limits::SETTLE_AGE + Duration::from_secs(1)).saturating_sub(planted.elapsed()));
-        Ok(Ground { _state: dir, fs, b2, config })
+        Ok(Ground { state: dir, fs, b2, config })
     }
 
     fn sync(&self) -> anyhow::Result<Cost> {
         let (syncer, config) = (program("syncer").display().to_string(), self.config.display().to_string());
         run(&[&syncer, "--quiet", "--config", &config, "run"], &[])
+    }
+
+    /// What changes while no tracker runs, and what it costs at the next start.
+    fn generation(&self, dirs: usize, cold: bool) -> anyhow::Result<String> {
+        let source = self.fs.path().join("source");
+        drop(Daemon::start(&self.config));
+        for d in 0..dirs {
+            let mut file = fs::File::options().append(true).open(source.join(format!("d{d:04}/f050.bin")))?;
+            std::io::Write::write_all(&mut file, b"changed")?;
+        }
+        if cold {
+            drop_caches()?;
+        }
+        let daemon = Daemon::start(&self.config);
+        let journal = shared::journal::Journal::open(&self.state.path().join("state/journal.db"))?;
+        let gap = journal.history(10)?.into_iter().find(|row| row.kind == "gap").context("no gap")?;
+        let number = |after: &str| {
+            let (_, rest) = gap.text.split_once(after)?;
+            rest.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        let told = number("; space: ").zip(number("found in "));
+        let (entries, ms) = told.with_context(|| format!("all of it: {}", gap.text))?;
+        let (syncer, config) = (program("syncer").display().to_string(), self.config.display().to_string());
+        let report = tempfile::NamedTempFile::new()?;
+        let said = format!("{syncer} --json --config {config} run > {}", report.path().display());
+        let cost = run(&["sh", "-c", &said], &[])?;
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(report.path())?)?;
+        drop(daemon);
+        let caches = if cold { "cold" } else { "warm" };
+        let seen = format!("{} / {}", report["examined"], report["files_sent"]);
+        Ok(format!(
+            "| {caches} | {dirs} | {entries} | {ms} | {:.2} | {:.2} | {seen} |",
+            cost.wall_s, cost.cpu_s
+        ))
     }
 
     fn row(&self, kind: &str, cold: bool, rounds: usize) -> anyhow::Result<()> {

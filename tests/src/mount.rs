@@ -57,6 +57,11 @@ impl LoopFs {
         Ok(())
     }
 
+    /// Mounted as it is, with other options.
+    pub fn remount(&self, options: &str) -> Result<(), String> {
+        run("mount", &["-o", &format!("remount,{options}"), &self.path().display().to_string()]).map(drop)
+    }
+
     /// A plain umount: it fails if anybody holds the filesystem.
     pub fn unmount(&mut self) -> Result<(), String> {
         run("umount", &[&self.path().display().to_string()])?;

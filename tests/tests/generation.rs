@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
 use rand::RngExt as _;
 use tempfile::TempDir;
@@ -25,9 +24,7 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let fs = LoopFs::new("btrfs").unwrap();
         // Else the first read of a file after a change is a change of its inode, too.
-        let path = fs.path().display().to_string();
-        let remounted = Command::new("mount").args(["-o", "remount,noatime", &path]).status().unwrap();
-        assert!(remounted.success());
+        fs.remount("noatime").unwrap();
         for name in ["root/quiet", "outside"] {
             fs::create_dir_all(fs.path().join(name)).unwrap();
         }

@@ -9,7 +9,7 @@ mod sys;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shared::entry::{Cause, Mask, Scope};
 use shared::journal::{Change, Commit, Generation, Journal, RootId};
@@ -57,13 +57,15 @@ pub fn work_off(
         let now = now(&open);
         commit.generations.extend(now.as_ref().ok().map(|now| (root.id, *now)));
         let recorded = journal.generation(root.id).ok().flatten();
+        let begun = Instant::now();
         match now.and_then(|now| gap_changes(root, &open, own, gap.cause, recorded, now)) {
             Ok(changes) => {
                 let since = recorded.map_or(0, |r| r.generation);
                 notes.push(format!(
-                    "{}: {} paths changed since generation {since}",
+                    "{}: {} paths changed since generation {since}, found in {} ms",
                     root.name,
-                    changes.len()
+                    changes.len(),
+                    begun.elapsed().as_millis()
                 ));
                 commit.changes.extend(changes);
             }
