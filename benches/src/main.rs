@@ -1,4 +1,4 @@
-//! `cargo run --release -p benches --bin compare -- sync|storm|backlog|idle`: figures side by side with peers, in one
+//! `cargo run --release -p benches --bin compare -- sync|storm|backlog|idle|rescan`: figures side by side with peers, in one
 //! run on one machine, as tables for RESULTS.md. Ratios and CPU are what counts; wall times depend on the machine and
 //! its load.
 
@@ -7,6 +7,7 @@ mod discard;
 mod idle;
 mod listeners;
 mod measure;
+mod rescan;
 mod storm;
 mod sync;
 mod tree;
@@ -45,6 +46,18 @@ enum Figure {
         #[arg(long, default_value_t = 2_000)]
         rate: u64,
     },
+    /// A gap over a root in which nothing changed, beside find
+    Rescan {
+        /// Directories of 100 files
+        #[arg(long, default_value_t = 2_000)]
+        dirs: usize,
+        /// Filesystems, each on a loop device
+        #[arg(long, value_delimiter = ',', default_value = "ext4,xfs,btrfs")]
+        kinds: Vec<String>,
+        /// Runs of each, interleaved
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     /// Memory and journal of the tracker when very much waits
     Backlog {
         #[arg(long, default_value_t = 500_000)]
@@ -69,6 +82,7 @@ enum Figure {
 fn main() -> anyhow::Result<()> {
     match Args::parse().figure {
         Figure::Sync { dirs, alone } => sync::compare(dirs, alone),
+        Figure::Rescan { dirs, kinds, rounds } => rescan::compare(dirs, &kinds, rounds),
         Figure::Storm { seconds, rounds, rate } => storm::compare(seconds, rounds, rate),
         Figure::Backlog { entries } => backlog::measure(entries),
         Figure::Idle { seconds, inside } => idle::measure(seconds, inside),

@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn longshore(&self, files: usize) -> anyhow::Result<()> {
-        let config = self.configure("longshore")?;
+        let config = configure(self.dir.path(), &self.source, &self.b2, "longshore")?;
         let daemon = Daemon::start(&config);
         let syncer = program("syncer").display().to_string();
         let config = config.display().to_string();
@@ -78,32 +78,6 @@ impl Bench {
         self.row("syncer, no change, again", files, &command, &[])?;
         drop(daemon);
         Ok(())
-    }
-
-    fn configure(&self, bucket: &str) -> anyhow::Result<PathBuf> {
-        self.b2.create_bucket(bucket).context("a bucket")?;
-        let base = self.dir.path();
-        let (id, key) = self.b2.key();
-        for (name, secret) in [("key-id", id), ("key", key)] {
-            let mut file = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(base.join(name))?;
-            std::io::Write::write_all(&mut file, secret.as_bytes())?;
-        }
-        let (base, source, endpoint) = (base.display(), self.source.display(), self.b2.endpoint());
-        let path = self.dir.path().join("longshore.toml");
-        fs::write(
-            &path,
-            format!(
-                "state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{source}\"\n\
-                 [[leg]]\nname = \"b2\"\nkind = \"b2\"\nroots = [\"space\"]\nbucket = \"{bucket}\"\nendpoint = \"{endpoint}\"\n\
-                 key_id_file = \"{base}/key-id\"\nkey_file = \"{base}/key\"\n"
-            ),
-        )?;
-        Ok(path)
     }
 
     fn rclone(&self, files: usize) -> anyhow::Result<()> {
@@ -149,6 +123,32 @@ impl Bench {
         self.row("b2 sync, first upload", files, &command, &env)?;
         self.row("b2 sync, no change", files, &command, &env)
     }
+}
+
+/// A configuration with one root and one leg, all below `base`.
+pub fn configure(base: &Path, source: &Path, b2: &Emulator, bucket: &str) -> anyhow::Result<PathBuf> {
+    b2.create_bucket(bucket).context("a bucket")?;
+    let (id, key) = b2.key();
+    for (name, secret) in [("key-id", id), ("key", key)] {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(base.join(name))?;
+        std::io::Write::write_all(&mut file, secret.as_bytes())?;
+    }
+    let path = base.join("longshore.toml");
+    let (base, source, endpoint) = (base.display(), source.display(), b2.endpoint());
+    fs::write(
+        &path,
+        format!(
+            "state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{source}\"\n\
+                 [[leg]]\nname = \"b2\"\nkind = \"b2\"\nroots = [\"space\"]\nbucket = \"{bucket}\"\nendpoint = \"{endpoint}\"\n\
+                 key_id_file = \"{base}/key-id\"\nkey_file = \"{base}/key\"\n"
+        ),
+    )?;
+    Ok(path)
 }
 
 fn find(variable: &str, name: &str) -> Option<PathBuf> {

@@ -68,11 +68,13 @@ stored_enum! {
         Handle = 2 => "handle",
         /// Of a deferred row only: catalog, tree and the destination's listing are compared.
         Full = 3 => "full",
+        /// This path, and the list of names in it: some may be new or gone. What stands at the others is not meant.
+        Names = 4 => "names",
     }
 }
 
 stored_enum! {
-    /// Why an entry exists. All but `Event` and `External` are gaps: the events were not seen or not kept.
+    /// Why an entry exists. All but `Event`, `External` and `Generation` are gaps: the events were not seen or not kept.
     Cause {
         Event = 0 => "event",
         /// `tracker add`.
@@ -90,12 +92,14 @@ stored_enum! {
         Adoption = 12 => "adoption",
         Identity = 13 => "identity",
         Request = 14 => "request",
+        /// Found in the filesystem's own record of what changed, in the place of a gap.
+        Generation = 15 => "generation",
     }
 }
 
 impl Cause {
     pub fn is_gap(self) -> bool {
-        !matches!(self, Cause::Event | Cause::External)
+        !matches!(self, Cause::Event | Cause::External | Cause::Generation)
     }
 }
 
@@ -134,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_events_and_additions_are_no_gaps() {
+    fn only_events_additions_and_what_stands_for_a_gap_are_no_gaps() {
         let gaps = (0..).map_while(Cause::from_i64).filter(|c| c.is_gap()).count();
         assert_eq!(gaps, 13);
     }

@@ -46,6 +46,8 @@ pub const HANDLE_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Files that one leg publishes of one root because they have more names than it knows. Beyond it the tracker asks the
 /// disk for each written file whether it has more than one name.
 pub const LINKED_FILES_MAX: usize = 65_536;
+/// Paths that a filesystem's own record of what changed may put in the place of a gap; more are a gap.
+pub const GENERATION_PATHS_MAX: usize = 100_000;
 /// Doubts kept per filesystem before they become one gap.
 pub const DOUBTS_MAX: usize = 10_000;
 /// Room on the state disk that is kept for the gaps to be written when it is full.
@@ -71,6 +73,34 @@ pub const CONTROL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Paths that one batch of a run examines, plans, sends and commits together.
 pub const BATCH_PATHS: usize = 4_096;
+/// Names of one directory that a walk holds at once; one with more is read again for each slice.
+pub const WALK_SLICE_NAMES: usize = 200_000;
+/// Names that a thread of a walk looks at in one go.
+pub const WALK_BLOCK_NAMES: usize = 4_096;
+/// Threads that look ahead of a walk.
+pub const WALK_THREADS: usize = 2;
+/// Names and directories that were looked at ahead and wait to be asked for.
+pub const WALK_NAMES_AHEAD: usize = 32_768;
+pub const WALK_DIRS_AHEAD: usize = 128;
+/// Levels below the root whose directories a walk keeps open while it looks at what is in them.
+pub const WALK_LEVELS_OPEN: usize = 128;
+/// Rows of a catalog that a walk compares with, read at once.
+pub const WALK_ROWS: usize = 4_096;
+/// Paths that a walk finds unchanged before it lets the run see whether it is to stop.
+pub const WALK_TURN_PATHS: u64 = 65_536;
+/// Paths that a subtree entry may put into the round of tonight's changes; with more, the rest is owed as a deferred
+/// row and the entry is acked.
+pub const GAP_PLAN_PATHS: usize = 10_000;
+/// Regular files of this size that changed within this time are looked at without being named by an event: native AIO,
+/// live mappings and loop devices change them so. (The catalog's index on them has the size in its text.)
+pub const SILENT_FILE_BYTES: u64 = 16 * 1024 * 1024;
+pub const SILENT_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Files that one such look takes in, and that a leg remembers to have changed without an event.
+pub const SILENT_PATHS_MAX: usize = 5_000;
+/// Between two such looks of a run that goes on.
+pub const SILENT_INTERVAL: Duration = Duration::from_secs(3600);
+/// How long a round works off what is owed before it looks for new entries.
+pub const DUE_TIME: Duration = Duration::from_secs(3600);
 /// Files up to this size are read once into memory and hashed there.
 pub const SMALL_FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// Bytes of small files in memory at once.

@@ -37,6 +37,16 @@ impl Rules {
         &self.text
     }
 
+    /// True if nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.matcher.is_empty()
+    }
+
+    /// True if the path is left out; asked of a path in a directory that is not.
+    pub fn excludes_within(&self, path: &RelPath, is_dir: bool) -> bool {
+        !path.is_root() && self.matcher.matched(path.as_path(), is_dir).is_ignore()
+    }
+
     /// True if the path, or a directory above it, is left out. The root itself never is.
     pub fn excludes(&self, path: &RelPath, is_dir: bool) -> bool {
         if path.is_root() || self.matcher.is_empty() {
@@ -50,7 +60,7 @@ impl Rules {
             }
             dir = above.parent();
         }
-        self.matcher.matched(path.as_path(), is_dir).is_ignore()
+        self.excludes_within(path, is_dir)
     }
 }
 

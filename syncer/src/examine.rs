@@ -4,7 +4,7 @@
 use shared::entry::Mask;
 use shared::limits;
 
-use crate::catalog::{Origin, Row, RowState};
+use crate::catalog::{Known, Origin, Row, RowState};
 use crate::leg::{Holds, Sha1};
 use crate::tree::{Kind, Stat};
 
@@ -66,6 +66,18 @@ pub fn compare(row: Option<&Row>, stat: &Stat, mask: Mask, terms: Terms) -> Verd
             if same_node && untouched { attributes } else { Verdict::Send }
         }
     }
+}
+
+/// True if [`compare`] would say `Same`, whatever the events were, and nothing else hangs on the path: it is enough to
+/// count it. Asked of every path of a rescan.
+pub fn is_same(known: &Known, stat: &Stat, terms: Terms) -> bool {
+    let linked = stat.nlink > 1 && !stat.kind.is_dir();
+    if known.stat != *stat || known.state != RowState::Present || linked {
+        return false;
+    }
+    let holds = terms.holds.holds(stat.kind);
+    let proven = stat.kind != Kind::File || (known.settled && terms.stable_inodes);
+    !holds || (known.origin == Origin::Made && proven)
 }
 
 fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Verdict) -> Verdict {
@@ -175,6 +187,8 @@ pub fn made_row(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const B2: Terms = Terms {
@@ -234,6 +248,52 @@ mod tests {
         assert_eq!(compare(Some(&unsettled), &stat(Kind::File), WRITTEN, B2), Verdict::Compare);
         assert_eq!(compare(Some(&unsettled), &stat(Kind::File), Mask::UNKNOWN, B2), Verdict::Compare);
         assert_eq!(compare(Some(&unsettled), &stat(Kind::File), Mask::ATTRIB, B2), Verdict::Same);
+    }
+
+    fn rows() -> impl Strategy<Value = (Row, Stat)> {
+        let kinds = prop_oneof![Just(Kind::File), Just(Kind::Dir), Just(Kind::Symlink), Just(Kind::Fifo)];
+        let origins = prop_oneof![5 => Just(Origin::Made), 1 => Just(Origin::ListedOurs), 1 => Just(Origin::ListedForeign)];
+        let states =
+            prop_oneof![5 => Just(RowState::Present), 1 => Just(RowState::Absent), 1 => Just(RowState::Held)];
+        (kinds, origins, states, any::<[bool; 6]>(), 1..3u64).prop_map(
+            |(kind, origin, state, [settled, hash, object, time, ctime, mode], nlink)| {
+                let seen = Stat { nlink, ..stat(kind) };
+                let mut known = Row { stat: seen, origin, state, settled, ..row(kind) };
+                known.sha1 = known.sha1.filter(|_| hash);
+                known.object = if object { known.object } else { String::new() };
+                // Most are equal: only those are asked about.
+                known.stat.mtime_ns += i64::from(time && ctime);
+                known.stat.ctime_ns += i64::from(ctime && mode);
+                known.stat.mode += u32::from(mode && time);
+                (known, seen)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_rescan_passes_over_is_what_the_comparison_calls_the_same(
+            (row, seen) in rows(),
+            stable_inodes: bool,
+            b2: bool,
+            bits in 0u32..256,
+        ) {
+            let terms = Terms { stable_inodes, ..if b2 { B2 } else { DIR } };
+            let known = Known { stat: row.stat, origin: row.origin, settled: row.settled, state: row.state };
+            if is_same(&known, &seen, terms) {
+                let mask = Mask::from_bits_retain(bits);
+                prop_assert_eq!(compare(Some(&row), &seen, mask, terms), Verdict::Same);
+            }
+        }
+    }
+
+    #[test]
+    fn a_rescan_passes_over_settled_files_and_directories() {
+        for (terms, kind) in [(B2, Kind::File), (DIR, Kind::File), (DIR, Kind::Dir), (B2, Kind::Dir)] {
+            let row = row(kind);
+            let known = Known { stat: row.stat, origin: row.origin, settled: row.settled, state: row.state };
+            assert!(is_same(&known, &row.stat, terms), "{kind}");
+        }
     }
 
     #[test]

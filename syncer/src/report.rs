@@ -36,6 +36,8 @@ pub struct Report {
     /// Read, and equal to what the destination has.
     pub found_unchanged: u64,
     pub removed: u64,
+    /// Changed, and no event had said so.
+    pub found_without_event: u64,
     /// Absent rows that the guard judged.
     pub absent: u64,
     pub deferred: u64,
@@ -98,6 +100,7 @@ impl Report {
             others_sent: 0,
             found_unchanged: 0,
             removed: 0,
+            found_without_event: 0,
             absent: 0,
             deferred: 0,
             held: 0,
@@ -175,6 +178,9 @@ impl Report {
         }
         for root in self.roots.iter().filter_map(|r| r.unproven.as_ref()) {
             note(root.clone());
+        }
+        if self.found_without_event > 0 {
+            note(format!("found changed without an event: {}", self.found_without_event));
         }
         if self.tally.unheld > 0 {
             note(format!(

@@ -11,6 +11,7 @@ pub mod played;
 pub mod programs;
 pub mod storm;
 pub mod supervisor;
+pub mod sys;
 pub mod tmpfs;
 pub mod workload;
 pub mod world;

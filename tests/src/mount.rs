@@ -22,18 +22,30 @@ fn run(program: &str, args: &[&str]) -> Result<Output, String> {
     Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
+/// xfs wants 300 MiB.
+const USUAL_BYTES: u64 = 400 << 20;
+
 impl LoopFs {
     /// Needs root, loop devices and the mkfs program of the kind.
     pub fn new(kind: &str) -> Result<LoopFs, String> {
-        LoopFs::new_in(kind, &std::env::temp_dir())
+        LoopFs::made(kind, &std::env::temp_dir(), USUAL_BYTES)
     }
 
     /// With its image below `place`: in memory, no other job on the disk is measured with it.
     pub fn new_in(kind: &str, place: &Path) -> Result<LoopFs, String> {
+        LoopFs::made(kind, place, USUAL_BYTES)
+    }
+
+    /// On an image of so many bytes, of which only what is written takes room.
+    pub fn sized(kind: &str, bytes: u64) -> Result<LoopFs, String> {
+        LoopFs::made(kind, &std::env::temp_dir(), bytes)
+    }
+
+    fn made(kind: &str, place: &Path, bytes: u64) -> Result<LoopFs, String> {
         let dir = tempfile::tempdir_in(place).map_err(|e| e.to_string())?;
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
-        file.set_len(400 << 20).map_err(|e| e.to_string())?; // xfs wants 300 MiB
+        file.set_len(bytes).map_err(|e| e.to_string())?;
         drop(file);
         let image = image.display().to_string();
         match kind {
@@ -55,6 +67,11 @@ impl LoopFs {
         run("mount", &["-o", "loop", &image.display().to_string(), &self.path().display().to_string()])?;
         self.mounted = true;
         Ok(())
+    }
+
+    /// Mounted as it is, with other options.
+    pub fn remount(&self, options: &str) -> Result<(), String> {
+        run("mount", &["-o", &format!("remount,{options}"), &self.path().display().to_string()]).map(drop)
     }
 
     /// A plain umount: it fails if anybody holds the filesystem.

@@ -1,6 +1,7 @@
 //! What a test plays to a run in the place of the real thing: the tracker, the rest between two rounds, and what a
 //! tree answers.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use shared::entry::Handle;
 use shared::path::RelPath;
 use syncer::report::Report;
 use syncer::run::{Parts, Rest, Tracker};
-use syncer::tree::{Look, Names, SourceFile, Stat, Tree, TreeError, Xattrs};
+use syncer::tree::{Dir, Look, SourceFile, Stat, Tree, TreeError, Xattrs};
 
 /// A tracker that is up, or not, and at whose flushes the test may do something.
 pub struct PlayedTracker {
@@ -138,15 +139,9 @@ impl Tree for BentTree {
         self.real.look(path)
     }
 
-    fn list(&self, dir: &RelPath) -> Result<Names, TreeError> {
-        let mut names = self.real.list(dir)?;
-        for (name, stat) in &mut names {
-            let path = if dir.is_root() { name.clone() } else { [dir.as_bytes(), b"/", &**name].concat() };
-            if self.is_unknown(&path) {
-                *stat = Err(io_error());
-            }
-        }
-        Ok(names)
+    fn dir(&self, path: &RelPath) -> Result<Arc<dyn Dir>, TreeError> {
+        let real = self.real.dir(path)?;
+        Ok(Arc::new(BentDir { real, path: path.clone(), unknown: self.bent.unknown }))
     }
 
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError> {
@@ -183,5 +178,30 @@ impl Tree for BentTree {
 
     fn release(&self) {
         self.real.release();
+    }
+}
+
+struct BentDir {
+    real: Arc<dyn Dir>,
+    path: RelPath,
+    unknown: Option<&'static str>,
+}
+
+impl Dir for BentDir {
+    fn names(&self, each: &mut dyn FnMut(&CStr, Option<bool>)) -> io::Result<()> {
+        self.real.names(each)
+    }
+
+    fn stat(&self, name: &CStr) -> io::Result<Stat> {
+        let path = self.path.child(name.to_bytes()).unwrap();
+        if self.unknown.is_some_and(|unknown| unknown.as_bytes() == path.as_bytes()) {
+            return Err(io_error());
+        }
+        self.real.stat(name)
+    }
+
+    fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>> {
+        let path = self.path.child(name.to_bytes()).unwrap();
+        Ok(Arc::new(BentDir { real: self.real.dir(name)?, path, unknown: self.unknown }))
     }
 }

@@ -56,7 +56,8 @@ pub enum Command {
         /// Only what this leg has not done yet in its roots, with what it put off.
         #[arg(long, value_name = "NAME")]
         leg: Option<String>,
-        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. Where SCOPE is `handle`, PATH is the file's handle in hex.
+        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. SCOPE is `self`, `subtree`, `names` (names in this directory
+        /// are new or gone), or `handle`: then PATH is the file's handle in hex.
         /// With --leg what it put off is among them, unmarked (SCOPE `full`: all of ROOT); --json marks it.
         #[arg(short = '0', long = "null", conflicts_with = "json")]
         null: bool,

@@ -148,6 +148,7 @@ impl Batch {
             changes: self.changes,
             doubts: doubts.raised.into_iter().map(doubt).collect(),
             settled: doubts.settled.into_iter().map(|h| (fs.to_owned(), h)).collect(),
+            generations: Vec::new(),
             intake: None,
         }
     }

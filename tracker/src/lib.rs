@@ -5,6 +5,7 @@ pub mod batch;
 pub mod commands;
 pub mod daemon;
 pub mod event_to_entry;
+mod generation;
 pub mod intake;
 pub mod linked;
 pub mod meter;

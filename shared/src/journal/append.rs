@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::bound::{lowest_cursor, prune_to};
 use super::coalesce::{Coalesce, Decision, Watermarks};
+use super::generation::{Generation, record};
 use super::leg::Leg;
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
@@ -59,6 +60,8 @@ pub struct Commit {
     pub doubts: Vec<Doubt>,
     /// Doubts that the stream has answered.
     pub settled: Vec<(String, Handle)>,
+    /// From when on a filesystem has to be asked what changed, once this is committed.
+    pub generations: Vec<(RootId, Generation)>,
     /// The buffer that the changes were read into.
     pub intake: Option<IntakeMark>,
 }
@@ -93,6 +96,9 @@ impl Journal {
             for (fs, handle) in &batch.settled {
                 tx.prepare_cached("DELETE FROM doubt WHERE fs = ?1 AND handle = ?2")?
                     .execute(params![fs, handle.to_blob()])?;
+            }
+            for (root, generation) in &batch.generations {
+                record(tx, *root, generation)?;
             }
             if let Some(mark) = &batch.intake {
                 let sql = "INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)";

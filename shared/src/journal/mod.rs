@@ -1,6 +1,7 @@
 //! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
-//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `doubt`, `session`;
-//! a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of a laggard.
+//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`,
+//! `doubt`, `session`; a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of
+//! a laggard.
 
 mod append;
 mod bound;
@@ -8,6 +9,7 @@ mod check;
 mod coalesce;
 mod cover;
 mod deferred;
+mod generation;
 mod leg;
 mod linked;
 mod root;
@@ -29,6 +31,7 @@ pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
 pub use bound::Bounded;
 pub use coalesce::{Coalesce, key, key_of, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
+pub use generation::Generation;
 pub use leg::{Attached, CatalogFacts, Leg, LegRootFacts};
 pub use root::{RootRow, RootState, Session};
 pub use waiting::{Waiting, WaitingSum};

@@ -1,8 +1,10 @@
 //! The catalog of one leg: what the destination holds for each path, and the local state it was made from.
 
 mod intents;
+mod page;
 mod rows;
 mod schema;
+mod silent;
 mod staging;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use shared::journal::{CatalogFacts, JournalId};
 use shared::path::RelPath;
 
 pub use intents::{Intent, NewIntent};
+pub use page::{Known, RowPage};
 pub use rows::{Change, Key, Origin, Row, RowState, Totals};
 pub use staging::Reconciled;
 

@@ -1,7 +1,8 @@
 //! From looks to a plan: what is written to the catalog at once, what is sent, and what is owed. The only I/O is
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use shared::database::DatabaseError;
@@ -138,11 +139,8 @@ impl Planner<'_> {
 
     /// Adds what hangs together with the items: other catalogued names of a linked inode, and parents that the
     /// destination does not have yet.
-    fn with_relatives(
-        &self,
-        mut items: Vec<Item>,
-        linked: &mut LinkedFiles,
-    ) -> Result<Vec<Item>, DatabaseError> {
+    fn with_relatives(&self, items: Vec<Item>, linked: &mut LinkedFiles) -> Result<Vec<Item>, DatabaseError> {
+        let mut items = once_each(items);
         let mut have: HashSet<(usize, Key)> = items.iter().filter_map(key_of).collect();
         let mut next = 0;
         while next < items.len() {
@@ -366,6 +364,32 @@ fn linked_handles(ground: &Ground, item: &Item) -> Vec<(Handle, Option<u64>)> {
     let before = row.filter(|row| linked(&row.stat)).and_then(|row| row.handle.clone());
     let before = before.filter(|handle| now.as_ref().is_none_or(|(now, _)| now != handle));
     now.into_iter().chain(before.map(|handle| (handle, None))).collect()
+}
+
+/// Two reasons to look at a path are one look.
+fn once_each(items: Vec<Item>) -> Vec<Item> {
+    let mut at: HashMap<(usize, Key), usize> = HashMap::with_capacity(items.len());
+    let mut out: Vec<Item> = Vec::with_capacity(items.len());
+    for item in items {
+        let place = key_of(&item).and_then(|key| match at.entry(key) {
+            Entry::Occupied(place) => Some(*place.get()),
+            Entry::Vacant(free) => {
+                free.insert(out.len());
+                None
+            }
+        });
+        match (place.map(|place| &mut out[place]), item) {
+            (Some(Item::Check { mask, .. } | Item::Gone { mask, .. }), item) => *mask |= mask_of(&item),
+            (_, item) => out.push(item),
+        }
+    }
+    out
+}
+
+fn mask_of(item: &Item) -> Mask {
+    match item {
+        Item::Check { mask, .. } | Item::Gone { mask, .. } | Item::Unknown { mask, .. } => *mask,
+    }
 }
 
 fn key_of(item: &Item) -> Option<(usize, Key)> {

@@ -39,6 +39,8 @@ pub enum Command {
     WriteRemoved,
     /// Is anything due that this round made due?
     Review,
+    /// Look at the files that may change without an event, unless that was done of late.
+    LookSilent,
     /// Nothing is due: let go of the roots and wait for something to happen. Only of a run that is to go on.
     Rest,
     /// Open and prove the roots anew: they may have been unmounted meanwhile.
@@ -67,6 +69,10 @@ pub enum Event {
     },
     Reviewed {
         more: bool,
+    },
+    /// Files were found that no event named, or none.
+    Looked {
+        found: bool,
     },
     /// Something happened, or came due.
     Rested,
@@ -146,13 +152,17 @@ impl Machine {
             (Some(C::Review), Event::Reviewed { more: true }) if self.rounds < ROUNDS_MAX => {
                 self.begin_round()
             }
-            (Some(C::Review), _) if self.watch => C::Rest,
+            (Some(C::Review), _) => C::LookSilent,
+            (Some(C::LookSilent), Event::Looked { found: true }) if self.rounds < ROUNDS_MAX => {
+                self.begin_round()
+            }
+            (Some(C::LookSilent), _) if self.watch => C::Rest,
             (Some(C::Rest), Event::Rested) => {
                 self.rounds = 0;
                 C::ProveAgain
             }
             (Some(C::ProveAgain), _) => self.begin_round(),
-            (Some(C::Review | C::Rest | C::Finish), _) => C::Finish,
+            (Some(C::LookSilent | C::Rest | C::Finish), _) => C::Finish,
         }
     }
 
@@ -176,6 +186,7 @@ mod tests {
             5 => any::<bool>().prop_map(|released| Event::Judged { released }),
             5 => any::<bool>().prop_map(|empty| Event::Removed { empty }),
             3 => any::<bool>().prop_map(|more| Event::Reviewed { more }),
+            3 => any::<bool>().prop_map(|found| Event::Looked { found }),
             3 => Just(Event::Rested),
             1 => Just(Event::Stop),
         ]
@@ -233,6 +244,7 @@ mod tests {
                 C::Examine => Event::Batch { empty: true },
                 C::Guard => Event::Judged { released: false },
                 C::Review => Event::Reviewed { more: false },
+                C::LookSilent => Event::Looked { found: false },
                 _ => Event::Done,
             };
         }
@@ -250,6 +262,7 @@ mod tests {
             C::SettleDue,
             C::Guard,
             C::Review,
+            C::LookSilent,
             C::Finish,
         ];
         assert_eq!(trace, quiet);

@@ -9,6 +9,7 @@ mod removal;
 mod rounds;
 mod send;
 mod setup;
+mod silent;
 mod source;
 
 use std::collections::{BTreeSet, HashMap};
@@ -153,7 +154,10 @@ pub struct Run<'a> {
     owed: Vec<Owed>,
     /// The deferred rows being worked off.
     due: HashMap<DeferredKey, Deferred>,
+    /// Until when, by the clock that does not stop.
+    due_until_ns: Option<i64>,
     removal: removal::Removal,
+    silent: silent::Silent,
     /// Roots of which this run saw files with other names.
     linked_roots: BTreeSet<usize>,
     /// Roots whose listing was compared and whose tree is being examined.
@@ -180,7 +184,9 @@ impl<'a> Run<'a> {
             head: 0,
             owed: Vec::new(),
             due: HashMap::new(),
+            due_until_ns: None,
             removal: removal::Removal::default(),
+            silent: silent::Silent::default(),
             linked_roots: BTreeSet::new(),
             full_passes: Vec::new(),
             report,
@@ -249,6 +255,7 @@ impl<'a> Run<'a> {
             Command::Remove => return self.remove().await,
             Command::WriteRemoved => self.write_removed()?,
             Command::Review => return self.review(),
+            Command::LookSilent => return self.look_silent(),
             Command::Rest => return self.rest().await,
             Command::ProveAgain => {
                 self.prove()?;
@@ -350,9 +357,9 @@ impl<'a> Run<'a> {
         let before = self.due.get(&key);
         let now = self.parts.clock.wall_ns();
         let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
-        // A root's row waits for its disk, not for a time.
+        // A root's row waits for its disk, not for a time; what is left of a gap waits for nothing.
         let not_before_ns = match owed.class {
-            Class::Root => 0,
+            Class::Root | Class::Gap => 0,
             _ => now.saturating_add(wait.as_nanos() as i64),
         };
         NewDeferred {
@@ -362,7 +369,7 @@ impl<'a> Run<'a> {
             seq: before.map_or(owed.seq, |d| d.seq.max(owed.seq)),
             mask: owed.mask,
             since_ns: before.map_or(now, |d| d.since_ns),
-            attempts: 1,
+            attempts: u32::from(owed.class != Class::Gap),
             not_before_ns,
             class: owed.class,
             last_error: owed.reason.clone(),

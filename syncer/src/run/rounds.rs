@@ -11,7 +11,7 @@ use shared::path::RelPath;
 use super::batch::{self, Action, Op, Owed, Plan, Planner};
 use super::machine::Event;
 use super::send::{Outcome, sort_links};
-use super::source::{Source, Work};
+use super::source::{Eyes, Source, Work};
 use super::{Run, RunError};
 use crate::catalog::{Change, NewIntent};
 use crate::report::Trouble;
@@ -53,7 +53,9 @@ impl Run<'_> {
                 self.add_entry(entry, &mut works)?;
             }
         }
-        self.source = Source::new(works);
+        self.add_silent(&mut works)?;
+        self.source = Source::of_entries(works);
+        self.due_until_ns = None;
         self.owed.clear();
         self.due.clear();
         self.owe_unproven_roots(cursor);
@@ -136,19 +138,32 @@ impl Run<'_> {
             }
             works.push(work);
         }
-        self.source = Source::new(works);
+        self.source = Source::of_due(works);
+        let end = self.parts.clock.boot_ns().saturating_add(limits::DUE_TIME.as_nanos() as i64);
+        self.due_until_ns = Some(end);
         Ok(())
     }
 
     pub(super) fn examine(&mut self) -> Result<Event, RunError> {
-        let items = self.source.next_batch(&self.grounds, &self.parts.catalog)?;
-        if items.is_empty() {
+        if self.due_until_ns.is_some_and(|end| self.parts.clock.boot_ns() >= end) {
+            self.leave_due();
+        }
+        let holds = self.store()?.holds();
+        let eyes = Eyes { grounds: &self.grounds, catalog: &self.parts.catalog, holds };
+        let taken = self.source.next_batch(eyes)?;
+        self.report.tally.examined += taken.same;
+        self.report.tally.same += taken.same;
+        for work in self.source.take_put_off() {
+            self.owed.push(rest_of_gap(work));
+        }
+        if taken.ended {
             return Ok(Event::Batch { empty: true });
         }
+        let items = taken.items;
         let planner = Planner {
             grounds: &self.grounds,
             catalog: &self.parts.catalog,
-            holds: self.store()?.holds(),
+            holds,
             now_ns: self.parts.clock.wall_ns(),
             run: self.report.run,
         };
@@ -156,6 +171,21 @@ impl Run<'_> {
         self.report.tally.add(&self.plan.tally);
         self.owed.append(&mut self.plan.owed);
         Ok(Event::Batch { empty: false })
+    }
+
+    /// Tonight's changes come before the rest of what is owed, which stays due.
+    fn leave_due(&mut self) {
+        for work in self.source.stop() {
+            let (root, id) = (work.root, self.roots[work.root].id);
+            // A listing is not compared twice: what is left of a full pass is to examine the tree.
+            let full = DeferredKey { root: id, path: work.path.clone(), scope: Scope::Full };
+            let was_full = self.due.contains_key(&full);
+            self.due.retain(|key, _| *key == full || key.root != id || !key.path.is_within(&work.path));
+            if was_full {
+                self.full_passes.retain(|pass| *pass != root);
+                self.owed.push(rest_of_gap(work));
+            }
+        }
     }
 
     pub(super) fn write_intents(&mut self) -> Result<(), RunError> {
@@ -301,5 +331,19 @@ impl Run<'_> {
     pub(super) fn review(&mut self) -> Result<Event, RunError> {
         self.recount_linked()?;
         Ok(Event::Reviewed { more: self.stop.is_none() && !self.due_rows(1_000)?.is_empty() })
+    }
+}
+
+/// What is left of a subtree that is worked off in pieces.
+fn rest_of_gap(work: Work) -> Owed {
+    Owed {
+        root: work.root,
+        path: work.path,
+        scope: Scope::Subtree,
+        mask: work.mask | Mask::UNKNOWN,
+        seq: work.seq,
+        class: Class::Gap,
+        reason: "it is worked off after newer changes".into(),
+        wait: None,
     }
 }

@@ -1,6 +1,6 @@
 //! From work (entries and deferred rows) to single paths with what was seen of each: the looks of a batch.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use shared::database::DatabaseError;
@@ -11,8 +11,10 @@ use shared::path::RelPath;
 use shared::rules::Rules;
 
 use crate::catalog::{Catalog, CatalogRoot, Key, Origin, Row, RowState};
+use crate::examine::Terms;
+use crate::leg::Holds;
 use crate::tree::{Look, Stat, Tree};
-use crate::walk::{Merge, Pair};
+use crate::walk::{Children, Merge, Pair};
 
 /// A path to examine, with the seq of its newest cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,101 +50,220 @@ pub struct Ground {
 #[derive(Default)]
 pub struct Source {
     works: VecDeque<Work>,
-    below: Option<Below>,
+    /// What is being gone through; the last one first.
+    below: Vec<Below>,
+    /// Paths that lie within a subtree of the list and were looked at before it.
+    apart: HashSet<(usize, RelPath)>,
+    /// Subtrees that were not on the list, with the seq of their cause.
+    covered: HashMap<(usize, RelPath), u64>,
+    /// Paths that a subtree may bring before the rest of it is put off; none for what was put off before.
+    plan_max: Option<usize>,
+    /// Subtrees that brought more than that.
+    put_off: Vec<Work>,
 }
 
 /// What is below a work's own path, taken page by page.
 enum Below {
-    /// A tree, merged with its rows.
-    Merge(Box<Merge>, Work),
+    /// A tree, merged with its rows; and how many paths it brought so far.
+    Merge(Box<Merge>, Work, usize),
     /// The rows of a directory that is gone, from this key on.
     Gone(Vec<u8>, Work),
+    /// The names in a directory that are not those of its rows.
+    Names(Box<Children>, Work),
+}
+
+/// The next paths, or what was done in their place.
+#[derive(Debug, Default)]
+pub struct Taken {
+    pub items: Vec<Item>,
+    /// Paths that were what the catalog says.
+    pub same: u64,
+    /// Nothing is left.
+    pub ended: bool,
+}
+
+/// What a source looks at paths with.
+#[derive(Clone, Copy)]
+pub struct Eyes<'a> {
+    pub grounds: &'a [Option<Ground>],
+    pub catalog: &'a Catalog,
+    pub holds: Holds,
 }
 
 impl Source {
-    /// Works in key order, one per path and scope; what lies within a subtree of the list is covered by it.
-    pub fn new(mut works: Vec<Work>) -> Source {
+    /// Tonight's changes: single paths first, one per path and scope, then subtrees. A subtree that brings too many
+    /// paths is put off. In key order.
+    pub fn of_entries(works: Vec<Work>) -> Source {
+        Source { plan_max: Some(limits::GAP_PLAN_PATHS), ..Source::new(works) }
+    }
+
+    /// What was owed, newest first: it waited for its turn, or for its disk.
+    pub fn of_due(works: Vec<Work>) -> Source {
+        let mut source = Source::new(works);
+        source.works.make_contiguous().sort_by_key(|w| std::cmp::Reverse(w.seq));
+        source
+    }
+
+    fn new(mut works: Vec<Work>) -> Source {
         // In the order of directories' keys, so that what lies within a subtree follows it without a gap.
         works.sort_by_cached_key(|w| (w.root, w.path.dir_key(), w.scope));
-        let mut out: VecDeque<Work> = VecDeque::with_capacity(works.len());
-        let mut cover: Option<(usize, RelPath)> = None;
+        let mut singles: VecDeque<Work> = VecDeque::with_capacity(works.len());
+        let (mut subtrees, mut apart) = (VecDeque::<Work>::new(), HashSet::new());
+        // The outermost subtree around what comes next.
+        let mut cover: Option<Work> = None;
         for work in works {
-            let covered =
-                cover.as_ref().is_some_and(|(root, top)| *root == work.root && work.path.is_within(top));
-            if covered && work.scope != Scope::Handle {
-                continue;
+            let around = cover.as_mut().filter(|t| t.root == work.root && work.path.is_within(&t.path));
+            match around {
+                Some(_) if work.scope == Scope::SelfOnly => _ = apart.insert((work.root, work.path.clone())),
+                // A name's place in the list is told by the subtree around it, too. What is owed for a newer reason than
+                // that does not wait for all of it.
+                Some(tree)
+                    if tree.seq >= work.seq && (tree.path != work.path || work.scope == Scope::Names) =>
+                {
+                    continue;
+                }
+                Some(tree) if tree.path == work.path => tree.seq = tree.seq.max(work.seq),
+                None if work.is_tree() => cover = Some(work.clone()),
+                _ => {}
             }
-            if work.scope == Scope::Subtree {
-                cover = Some((work.root, work.path.clone()));
-            }
-            match out.back_mut() {
+            let list = if work.is_tree() { &mut subtrees } else { &mut singles };
+            match list.back_mut() {
                 Some(last) if (last.root, &last.path, last.scope) == (work.root, &work.path, work.scope) => {
                     last.mask |= work.mask;
                     last.seq = last.seq.max(work.seq);
                 }
-                _ => out.push_back(work),
+                _ => list.push_back(work),
             }
         }
-        Source { works: out, below: None }
+        singles.append(&mut subtrees);
+        Source { works: singles, apart, ..Source::default() }
     }
 
-    /// The next items, about `limits::BATCH_PATHS`; empty at the end.
-    pub fn next_batch(
-        &mut self,
-        grounds: &[Option<Ground>],
-        catalog: &Catalog,
-    ) -> Result<Vec<Item>, DatabaseError> {
-        let mut items = Vec::new();
-        while items.len() < limits::BATCH_PATHS {
-            if let Some(below) = self.below.take() {
-                self.below = below.next(grounds, catalog, &mut items)?;
-                continue;
-            }
-            let Some(work) = self.works.pop_front() else { break };
-            // Roots that are not proven were deferred when the list was made.
-            let Some(ground) = grounds[work.root].as_ref() else { continue };
-            let looked = examine_path(ground, catalog, &work)?;
-            items.extend(looked.items);
-            self.below = match looked.below {
-                What::Tree if matches!(work.scope, Scope::Subtree | Scope::Full) => {
-                    let (tree, rules) = (ground.tree.clone(), ground.rules.clone());
-                    let merge = Merge::below(tree, rules, ground.catalog, &work.path);
-                    Some(Below::Merge(Box::new(merge), work))
+    /// The next paths, about `limits::BATCH_PATHS`.
+    pub fn next_batch(&mut self, eyes: Eyes<'_>) -> Result<Taken, DatabaseError> {
+        let mut taken = Taken::default();
+        while taken.items.len() < limits::BATCH_PATHS && taken.same < limits::WALK_TURN_PATHS {
+            if let Some(below) = self.below.pop() {
+                self.go_below(eyes, below, &mut taken)?;
+            } else if let Some(work) = self.works.pop_front() {
+                if !self.is_covered(&work) {
+                    self.begin(eyes, work, &mut taken)?;
                 }
-                What::Gone => Some(Below::Gone(work.path.dir_key(), work)),
-                _ => None,
-            };
+            } else {
+                taken.ended = taken.items.is_empty() && taken.same == 0;
+                break;
+            }
         }
-        Ok(items)
+        Ok(taken)
+    }
+
+    /// Looks at a work's own path; what is below it comes next.
+    fn begin(&mut self, eyes: Eyes<'_>, work: Work, taken: &mut Taken) -> Result<(), DatabaseError> {
+        // Roots that are not proven were deferred when the list was made.
+        let Some(ground) = eyes.grounds[work.root].as_ref() else { return Ok(()) };
+        let looked = examine_path(ground, eyes.catalog, &work)?;
+        taken.items.extend(looked.items);
+        match looked.below {
+            What::Tree if work.is_tree() => {
+                let (tree, rules) = (ground.tree.clone(), ground.rules.clone());
+                let terms = Terms { holds: eyes.holds, stable_inodes: tree.stable_inodes() };
+                let merge = Merge::below(tree, rules, terms, ground.catalog, &work.path);
+                self.below.push(Below::Merge(Box::new(merge), work, 0));
+            }
+            What::Tree if work.scope == Scope::Names => {
+                let (tree, rules) = (&*ground.tree, ground.rules.clone());
+                let children =
+                    Children::of(tree, rules, ground.catalog, &work.path, limits::WALK_SLICE_NAMES);
+                match children {
+                    Ok(Some(children)) => self.below.push(Below::Names(Box::new(children), work)),
+                    Ok(None) => {}
+                    Err((class, reason)) => {
+                        let (path, scope) = (work.path.clone(), work.scope);
+                        taken.items.push(unknown(&work, path, scope, class, reason));
+                    }
+                }
+            }
+            What::Gone => self.below.push(Below::Gone(work.path.dir_key(), work)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Adds the next items.
+    fn go_below(&mut self, eyes: Eyes<'_>, below: Below, taken: &mut Taken) -> Result<(), DatabaseError> {
+        match below {
+            Below::Merge(mut merge, work, brought) => {
+                let Some(ground) = &eyes.grounds[work.root] else { return Ok(()) };
+                let pair = merge.next(eyes.catalog)?;
+                taken.same += merge.take_same();
+                let Some(pair) = pair else { return Ok(()) };
+                let items = of_pair(ground, &work, pair);
+                let before = taken.items.len();
+                taken.items.extend(items.into_iter().filter(|item| !self.was_apart(item)));
+                let brought = brought + taken.items.len() - before;
+                match self.plan_max {
+                    Some(max) if brought > max => self.put_off.push(work),
+                    _ => self.below.push(Below::Merge(merge, work, brought)),
+                }
+            }
+            Below::Names(mut children, work) => match children.next(eyes.catalog)? {
+                None => {}
+                Some(Ok(path)) => {
+                    let child = Work { path, scope: Scope::Subtree, ..work.clone() };
+                    self.covered.insert((child.root, child.path.clone()), child.seq);
+                    self.below.push(Below::Names(children, work));
+                    self.begin(eyes, child, taken)?;
+                }
+                Some(Err((class, reason))) => {
+                    taken.items.push(unknown(&work, work.path.clone(), work.scope, class, reason));
+                }
+            },
+            Below::Gone(from, work) => {
+                let Some(ground) = &eyes.grounds[work.root] else { return Ok(()) };
+                let end = work.path.dir_key_end();
+                let rows = eyes.catalog.range(ground.catalog, &from, end.as_deref(), limits::BATCH_PATHS)?;
+                let Some((last, _)) = rows.last() else { return Ok(()) };
+                let from = [last.0.as_slice(), &[0]].concat();
+                taken.items.extend(rows.into_iter().filter_map(|(key, row)| gone(ground, &work, key, row)));
+                self.below.push(Below::Gone(from, work));
+            }
+        }
+        Ok(())
+    }
+
+    /// A new directory was looked at with all below it, because its name was new.
+    fn is_covered(&self, work: &Work) -> bool {
+        let mut at = if self.covered.is_empty() { None } else { Some(work.path.clone()) };
+        while let Some(path) = at {
+            at = path.parent();
+            if self.covered.get(&(work.root, path)).is_some_and(|seq| *seq >= work.seq) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn was_apart(&self, item: &Item) -> bool {
+        matches!(item, Item::Check { root, path, .. } if self.apart.contains(&(*root, path.clone())))
+    }
+
+    /// Subtrees whose rest is to be owed, since the last call.
+    pub fn take_put_off(&mut self) -> Vec<Work> {
+        std::mem::take(&mut self.put_off)
+    }
+
+    /// Ends before the end; returns what is not done.
+    pub fn stop(&mut self) -> Vec<Work> {
+        let begun = self.below.drain(..).map(|below| match below {
+            Below::Merge(_, work, _) | Below::Gone(_, work) | Below::Names(_, work) => work,
+        });
+        begun.chain(self.works.drain(..)).collect()
     }
 }
 
-impl Below {
-    /// Adds the next items; `None` at the end.
-    fn next(
-        self,
-        grounds: &[Option<Ground>],
-        catalog: &Catalog,
-        items: &mut Vec<Item>,
-    ) -> Result<Option<Below>, DatabaseError> {
-        match self {
-            Below::Merge(mut merge, work) => {
-                let (Some(ground), Some(pair)) = (&grounds[work.root], merge.next(catalog)?) else {
-                    return Ok(None);
-                };
-                items.extend(of_pair(ground, &work, pair));
-                Ok(Some(Below::Merge(merge, work)))
-            }
-            Below::Gone(from, work) => {
-                let Some(ground) = &grounds[work.root] else { return Ok(None) };
-                let end = work.path.dir_key_end();
-                let rows = catalog.range(ground.catalog, &from, end.as_deref(), limits::BATCH_PATHS)?;
-                let Some((last, _)) = rows.last() else { return Ok(None) };
-                let from = [last.0.as_slice(), &[0]].concat();
-                items.extend(rows.into_iter().filter_map(|(key, row)| gone(ground, &work, key, row)));
-                Ok(Some(Below::Gone(from, work)))
-            }
-        }
+impl Work {
+    fn is_tree(&self) -> bool {
+        matches!(self.scope, Scope::Subtree | Scope::Full)
     }
 }
 
@@ -210,6 +331,7 @@ fn parent_of(ground: &Ground, catalog: &Catalog, work: &Work) -> Result<Option<I
 
 fn of_pair(ground: &Ground, work: &Work, pair: Pair) -> Vec<Item> {
     match pair {
+        Pair::Pause => Vec::new(),
         Pair::Both(path, stat, row) => vec![check(work, path, stat, Some(*row))],
         Pair::Local(path, stat) => vec![check(work, path, stat, None)],
         Pair::Unknown(path, class, reason) => {
@@ -268,20 +390,29 @@ mod tests {
     }
 
     #[test]
-    fn a_subtree_covers_what_lies_within_it_and_nothing_else() {
+    fn a_subtree_covers_subtrees_and_leaves_single_paths_to_be_looked_at_first() {
         let works = vec![
             work("a", Scope::Subtree, 1),
-            work("a/b", Scope::SelfOnly, 2),
-            work("a", Scope::SelfOnly, 3),
-            work("ab", Scope::SelfOnly, 4),
+            work("a/b", Scope::SelfOnly, 1),
+            work("a/c", Scope::Subtree, 1),
+            work("ab", Scope::SelfOnly, 1),
         ];
-        assert_eq!(
-            listed(works),
-            [
-                ("a".into(), Scope::SelfOnly, 3),
-                ("a".into(), Scope::Subtree, 1),
-                ("ab".into(), Scope::SelfOnly, 4)
-            ]
-        );
+        let source = Source::new(works.clone());
+        assert_eq!(source.apart, HashSet::from([(0, works[1].path.clone())]));
+        let single = |path: &str| (path.to_owned(), Scope::SelfOnly, 1);
+        assert_eq!(listed(works), [single("a/b"), single("ab"), ("a".into(), Scope::Subtree, 1)]);
+    }
+
+    #[test]
+    fn what_is_owed_is_served_newest_first_and_waits_for_no_older_subtree_around_it() {
+        let works = vec![
+            work("old", Scope::Subtree, 1),
+            work("old/newer", Scope::Subtree, 3),
+            work("old/older", Scope::Subtree, 1),
+            work("x", Scope::SelfOnly, 2),
+        ];
+        let source = Source::of_due(works);
+        let order: Vec<_> = source.works.iter().map(|w| w.path.to_string()).collect();
+        assert_eq!(order, ["old/newer", "x", "old"]);
     }
 }

@@ -1,6 +1,7 @@
 //! Opens what lies below one directory, a component at a time, and never anything that lies elsewhere: no symlink,
 //! no mount, no other subvolume is followed (openat2(2), statx(2)).
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp,
+    AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom, Statx, StatxAttributes, StatxFlags,
+    StatxTimestamp,
 };
 use rustix::io::Errno;
+use rustix::path::Arg;
 use shared::path::RelPath;
 
 use crate::tree::{Kind, Stat};
@@ -40,7 +43,7 @@ type Kept = Vec<(Box<[u8]>, Arc<OwnedFd>)>;
 
 /// What must be equal for two files to be on the same part of one filesystem.
 #[derive(Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     dev: (u32, u32),
     subvolume: Option<u64>,
 }
@@ -165,25 +168,16 @@ impl Beneath {
 
     /// Pins one name of an open directory.
     pub fn pin_name(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<Pinned> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat2(parent, name, flags, Mode::empty(), RESOLVE).map_err(|e| match e {
-            Errno::XDEV => elsewhere("another filesystem is mounted here"),
-            e => e.into(),
-        })?;
-        let statx = statx(fd.as_fd())?;
-        self.place.check(&statx)?;
-        Ok(Pinned { stat: stat_of(&statx)?, fd })
+        self.place.pin_name(parent, name)
+    }
+
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// What stands at the names of an open directory; names that lead out of this part of the filesystem are errors.
     pub fn stat_name(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let statx = rustix::fs::statx(dir, name, flags, wanted())?;
-        if statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-            return Err(elsewhere("another filesystem is mounted here"));
-        }
-        self.place.check(&statx)?;
-        stat_of(&statx)
+        self.place.stat_name(dir, name)
     }
 }
 
@@ -211,17 +205,24 @@ impl Pinned {
 
 /// All names of an open directory but `.` and `..`, with their kind where the filesystem keeps it beside them.
 pub(crate) fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, FileType)>> {
+    let mut out = Vec::new();
+    each_name(dir, |name, kind| out.push((name.to_bytes().to_vec(), kind)))?;
+    Ok(out)
+}
+
+/// The same, one at a time, from the directory's beginning.
+pub(crate) fn each_name(dir: BorrowedFd<'_>, mut each: impl FnMut(&CStr, FileType)) -> io::Result<()> {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
     let mut buffer = vec![MaybeUninit::uninit(); GETDENTS_BYTES];
     let mut entries = RawDir::new(dir, &mut buffer);
-    let mut out = Vec::new();
     while let Some(entry) = entries.next() {
         let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            out.push((name.to_vec(), entry.file_type()));
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            each(name, entry.file_type());
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The stat of an open file.
@@ -238,6 +239,27 @@ fn statx(fd: BorrowedFd<'_>) -> io::Result<Statx> {
 }
 
 impl Place {
+    pub fn pin_name(&self, parent: BorrowedFd<'_>, name: impl Arg) -> io::Result<Pinned> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat2(parent, name, flags, Mode::empty(), RESOLVE).map_err(|e| match e {
+            Errno::XDEV => elsewhere("another filesystem is mounted here"),
+            e => e.into(),
+        })?;
+        let statx = statx(fd.as_fd())?;
+        self.check(&statx)?;
+        Ok(Pinned { stat: stat_of(&statx)?, fd })
+    }
+
+    pub fn stat_name(&self, dir: BorrowedFd<'_>, name: impl Arg) -> io::Result<Stat> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let statx = rustix::fs::statx(dir, name, flags, wanted())?;
+        if statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+            return Err(elsewhere("another filesystem is mounted here"));
+        }
+        self.check(&statx)?;
+        stat_of(&statx)
+    }
+
     fn of(statx: &Statx) -> Place {
         let known = statx.stx_mask & STATX_SUBVOL.bits() != 0;
         Place {

@@ -6,6 +6,7 @@ mod sys;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -71,16 +72,12 @@ pub struct TreeError {
 /// Extended attributes, sorted by name; ACLs are among them as the kernel stores them.
 pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// The names in a directory, each with its stat or why there is none.
-pub type Names = Vec<(Vec<u8>, io::Result<Stat>)>;
-
 /// A root whose disk was proven. All calls block; directory fds are kept for speed until `release`.
 pub trait Tree: Send + Sync {
     /// Looks at one path. A `Gone` is always witnessed anew, never from a remembered directory.
     fn look(&self, path: &RelPath) -> Look;
-    /// The names in a directory with what stands there, in no order; a name whose stat fails comes with its error.
-    /// Names that are mount points or other subvolumes come as errors too: they are not ours to mirror.
-    fn list(&self, dir: &RelPath) -> Result<Names, TreeError>;
+    /// Opens a directory to be listed.
+    fn dir(&self, path: &RelPath) -> Result<Arc<dyn Dir>, TreeError>;
     /// Opens a regular file for reading.
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError>;
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError>;
@@ -95,6 +92,17 @@ pub trait Tree: Send + Sync {
     fn check(&self) -> Result<(), String>;
     /// Drops every fd but the root's.
     fn release(&self);
+}
+
+/// An open directory. It stays the one that was opened, wherever it is moved meanwhile.
+pub trait Dir: Send + Sync {
+    /// Gives every name but `.` and `..`, in no order, with whether it is a directory where the filesystem keeps that
+    /// beside the name.
+    fn names(&self, each: &mut dyn FnMut(&CStr, Option<bool>)) -> io::Result<()>;
+    /// What stands at a name. One that is a mount point or another subvolume is an error: not ours to mirror.
+    fn stat(&self, name: &CStr) -> io::Result<Stat>;
+    /// Opens a directory in this one.
+    fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>>;
 }
 
 /// An open regular file. Live: it may change while it is read, which `unchanged` tells afterwards.

@@ -1,25 +1,25 @@
 //! A tracked tree as the kernel shows it: everything is reached from the open root directory, nothing by a path from
 //! outside.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, SeekFrom, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use rustix::time::ClockId;
 use shared::entry::Handle;
 use shared::identity::{Attachment, Identity};
 use shared::path::RelPath;
 
-use crate::tree::beneath::{self, Beneath, Miss, Pinned};
-use crate::tree::{Look, Names, SourceFile, Stat, Tree, TreeError, Xattrs, sys};
+use crate::tree::beneath::{self, Beneath, Miss, Pinned, Place};
+use crate::tree::{Dir, Look, SourceFile, Stat, Tree, TreeError, Xattrs, sys};
 
 pub struct ProvenTree {
     path: PathBuf,
@@ -78,13 +78,11 @@ impl Tree for ProvenTree {
         }
     }
 
-    fn list(&self, dir: &RelPath) -> Result<Names, TreeError> {
+    fn dir(&self, path: &RelPath) -> Result<Arc<dyn Dir>, TreeError> {
         let op = "list";
-        let error = |source| TreeError { op, path: dir.clone(), source };
-        let open = self.pin(op, dir)?.read_dir().map_err(error)?;
-        let names = beneath::names(open.as_fd()).map_err(error)?;
-        let stat = |name: &[u8]| self.below.stat_name(open.as_fd(), name);
-        Ok(names.into_iter().map(|(name, _)| (stat(&name), name)).map(|(stat, name)| (name, stat)).collect())
+        let fd = self.pin(op, path)?.read_dir();
+        let fd = fd.map_err(|source| TreeError { op, path: path.clone(), source })?;
+        Ok(Arc::new(OpenDir { fd, place: self.below.place() }))
     }
 
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError> {
@@ -170,6 +168,28 @@ fn read_xattrs(path: &Path) -> io::Result<Xattrs> {
     }
     out.sort();
     Ok(out)
+}
+
+struct OpenDir {
+    fd: OwnedFd,
+    place: Place,
+}
+
+impl Dir for OpenDir {
+    fn names(&self, each: &mut dyn FnMut(&CStr, Option<bool>)) -> io::Result<()> {
+        beneath::each_name(self.fd.as_fd(), |name, kind| {
+            each(name, (kind != FileType::Unknown).then_some(kind == FileType::Directory));
+        })
+    }
+
+    fn stat(&self, name: &CStr) -> io::Result<Stat> {
+        self.place.stat_name(self.fd.as_fd(), name)
+    }
+
+    fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>> {
+        let fd = self.place.pin_name(self.fd.as_fd(), name)?.read_dir()?;
+        Ok(Arc::new(OpenDir { fd, place: self.place }))
+    }
 }
 
 struct OpenFile {

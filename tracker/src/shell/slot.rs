@@ -25,6 +25,7 @@ use super::room::Room;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
+use crate::generation::Generations;
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
@@ -72,6 +73,7 @@ struct Slot {
     /// What the journal has not taken yet.
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
+    generations: Generations,
     /// Where each root stood before the last check that found all as it should be.
     stood: Vec<Option<Standing>>,
     /// The roots that the next gap is for; empty for all.
@@ -125,6 +127,7 @@ impl Slot {
     fn new(parts: SlotParts, shared: Arc<SlotShared>, inbox: Receiver<Message>, wake: Arc<OwnedFd>) -> Slot {
         Slot {
             states: vec![None; parts.roots.len()],
+            generations: Generations::default(),
             stood: Vec::new(),
             watching: false,
             gaps: Vec::new(),
@@ -342,12 +345,14 @@ impl Slot {
         match taken {
             Ok(Some(taken)) => {
                 if taken.drained {
+                    self.generations.drained(now);
                     source.drained(now);
                 }
                 self.count_read(&taken, now);
                 Event::Read { events: taken.events, bytes: taken.bytes, drained: taken.drained }
             }
             Ok(None) => {
+                self.generations.drained(now);
                 source.drained(now);
                 Event::Empty
             }

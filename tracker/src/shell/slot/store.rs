@@ -8,10 +8,11 @@ use shared::entry::Cause;
 use shared::journal::{Change, Commit, RootId, RootState};
 
 use super::super::room::{self, Offer};
-use super::{Slot, look_at};
+use super::{Slot, SlotParts, look_at};
 use crate::batch::{self, Batch};
 use crate::daemon::Event;
-use crate::intake::{RootSeen, settled_by_gap};
+use crate::generation;
+use crate::intake::{Kind, RootSeen, settled_by_gap};
 
 impl Slot {
     pub(super) fn commit_gap(&mut self, cause: Cause) -> Event {
@@ -30,6 +31,7 @@ impl Slot {
             let roots = self.gaps.iter();
             commit.changes = roots.map(|&(r, cause)| Change::gap(self.parts.roots[r].id, cause)).collect();
         }
+        let how = self.by_generation(&mut commit);
         let stored = self.store(commit);
         if !stored {
             // It is made anew at the next try.
@@ -37,7 +39,7 @@ impl Slot {
             return Event::NotCommitted;
         }
         self.note(|s| s.filesystem.gaps += 1);
-        self.record_gaps(&[cause]);
+        self.record_gaps(&[cause], &how);
         self.gaps.clear();
         self.complete();
         Event::Committed
@@ -102,16 +104,42 @@ impl Slot {
             let gaps = std::mem::take(&mut batch.gaps);
             Some((batch.into_commit(&slot.parts.fs_key, turn), gaps))
         });
-        let Some((commit, gaps)) = commit else { return Event::Committed };
+        let Some((mut commit, gaps)) = commit else { return Event::Committed };
+        let how = if gaps.is_empty() { Vec::new() } else { self.by_generation(&mut commit) };
+        if !batch::is_empty(&commit) {
+            let ready = self.generations.take(&commit);
+            commit.generations.extend(ready);
+        }
         let event = self.committed(commit);
-        self.record_gaps(&gaps);
+        if event == Event::Committed {
+            self.learn_generation(now);
+        }
+        self.record_gaps(&gaps, &how);
         event
     }
 
+    /// Where the filesystem itself knows what changed, that is committed in the place of a gap; how, for people.
+    fn by_generation(&mut self, commit: &mut Commit) -> Vec<String> {
+        self.on_disk(|slot| {
+            let SlotParts { roots, own, journal, .. } = &slot.parts;
+            generation::work_off(commit, roots, own, journal)
+        })
+    }
+
+    /// Everything read is committed. What inotify does not see is found by the next start only if the time before it
+    /// is looked at, too.
+    fn learn_generation(&mut self, now: i64) {
+        let source = self.source.as_ref().filter(|s| s.kind() == Kind::Fanotify);
+        if source.is_some_and(|s| s.doubt_count() == 0) {
+            self.on_disk(|slot| slot.generations.complete(&slot.parts.roots, now));
+        }
+    }
+
     /// For people: the row itself may be covered by an older one that no leg has claimed yet.
-    pub(super) fn record_gaps(&mut self, causes: &[Cause]) {
+    pub(super) fn record_gaps(&mut self, causes: &[Cause], how: &[String]) {
         for cause in causes {
-            let text = format!("{}: {cause}", self.parts.name);
+            let how: String = how.iter().map(|how| format!("; {how}")).collect();
+            let text = format!("{}: {cause}{how}", self.parts.name);
             // Each start begins with one.
             match cause {
                 Cause::Start | Cause::Boot => tracing::info!("gap: {text}"),
@@ -186,7 +214,7 @@ impl Slot {
             let what = "the disk is full. A gap stands for what changes until there is room";
             self.note_error(&format!("{JOURNAL_ERROR}: {what}"));
             self.note(|s| s.filesystem.gaps += 1);
-            self.record_gaps(&[Cause::DiskFull]);
+            self.record_gaps(&[Cause::DiskFull], &[]);
         } else if !full {
             self.recovered(JOURNAL_ERROR);
         }

@@ -1,0 +1,124 @@
+//! Gaps that bring much: tonight's changes come first, whatever is owed.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+use b2_emulator::calls::Call;
+use shared::clock::{Clock, SystemClock};
+use shared::entry::Scope;
+use shared::exit::Exit;
+use shared::journal::{Class, Journal};
+use shared::limits;
+use tests::b2_leg::b2_world;
+use tests::dir_leg::{same, world};
+use tests::played::PlayedTracker;
+use tests::world::{MADE, note};
+
+fn plant(top: &Path, files: usize) {
+    for n in 0..files {
+        let dir = top.join(format!("d{}", n / 1_000));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(n.to_string()), "").unwrap();
+    }
+}
+
+#[test]
+fn a_gap_that_brings_too_much_is_acked_and_its_rest_comes_after_newer_changes() {
+    let mut world = world();
+    world.run("copy");
+    plant(&world.source(), limits::GAP_PLAN_PATHS + 1_000);
+    // The last in the order of keys: the gap before it must not hold it up.
+    fs::write(world.source().join("zz-tonight"), "tonight").unwrap();
+    world.saw("zz-tonight", Scope::SelfOnly, MADE);
+    world.saw_gap();
+    let (journal, copy) = (world.config.journal_path(), world.path("copy"));
+    let count = move |path: &Path| fs::read_dir(path).unwrap().count();
+    let seen = Arc::new(AtomicBool::new(false));
+    let looked = seen.clone();
+    let report = world.run_as("copy", |parts| {
+        // The first reading of the clock with something owed is when that begins to be worked off.
+        parts.clock = Arc::new(AtDue(Box::new(move || {
+            let journal = Journal::open(&journal).unwrap();
+            let owed = journal.deferred("copy", 10).unwrap();
+            if let [rest] = &owed[..]
+                && !looked.swap(true, Ordering::Relaxed)
+            {
+                assert_eq!((rest.class, rest.key.scope, rest.attempts), (Class::Gap, Scope::Subtree, 0));
+                assert_eq!(journal.leg("copy").unwrap().unwrap().acked, journal.head_and_floor().unwrap().0);
+                assert!(copy.join("zz-tonight").exists());
+                assert!(count(&copy.join("d0")) == 1_000 && !copy.join("d9").exists());
+            }
+        })));
+    });
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 11_001), "{}", report.text());
+    assert_eq!(report.deferred, 0);
+    assert!(seen.load(Ordering::Relaxed));
+    same(&world);
+}
+
+/// Looks at what is owed each time when what is due begins.
+struct AtDue(Box<dyn Fn() + Send + Sync>);
+
+impl Clock for AtDue {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns()
+    }
+
+    fn boot_ns(&self) -> i64 {
+        (self.0)();
+        SystemClock.boot_ns()
+    }
+}
+
+/// The first batch of what is due takes more than half of its time, and so does each further one.
+struct Hasty(AtomicI64);
+
+impl Clock for Hasty {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns()
+    }
+
+    fn boot_ns(&self) -> i64 {
+        let step = limits::DUE_TIME.as_nanos() as i64 * 6 / 10;
+        self.0.fetch_add(step, Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn what_is_owed_is_left_in_time_for_new_changes_and_lists_the_destination_once() {
+    let b = b2_world();
+    let files = limits::BATCH_PATHS + 500;
+    plant(&b.world.source(), files);
+    let (journal, source, root) = (b.world.config.journal_path(), b.world.source(), b.world.root);
+    let sent_before_tonight = Arc::new(AtomicI64::new(-1));
+    let report = b.world.run_as("b2", |parts| {
+        parts.clock = Arc::new(Hasty(AtomicI64::new(0)));
+        let (progress, sent) = (parts.progress.clone(), sent_before_tonight.clone());
+        parts.tracker = Box::new(PlayedTracker::at_flush(move |round| {
+            let mut journal = Journal::open(&journal).unwrap();
+            let owed = journal.deferred("b2", 10).unwrap();
+            match round {
+                1 => {}
+                2 => {
+                    assert_eq!(
+                        owed.iter().map(|d| (d.class, d.key.scope)).collect::<Vec<_>>(),
+                        [(Class::Gap, Scope::Subtree)]
+                    );
+                    sent.store(progress.files.load(Ordering::Relaxed) as i64, Ordering::Relaxed);
+                    fs::write(source.join("zz-tonight"), "tonight").unwrap();
+                    note(&mut journal, root, "zz-tonight", Scope::SelfOnly, MADE);
+                }
+                _ => assert!(journal.leg("b2").unwrap().unwrap().acked > 0),
+            }
+        }));
+    });
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    let before = sent_before_tonight.load(Ordering::Relaxed);
+    assert!(0 < before && before < files as i64, "{before}");
+    assert_eq!(report.files_sent, files as u64 + 1);
+    // A page holds 1,000 objects; the bucket was empty.
+    assert_eq!(b.b2.counters().calls(Call::ListFileNames), 1);
+}

@@ -1,0 +1,93 @@
+//! btrfs: whatever happens while no tracker runs, one run after its start makes the mirror equal, and looks at little
+//! more than what changed.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use rand::RngExt as _;
+use tempfile::TempDir;
+use tests::compare::{Depth, assert_equal};
+use tests::mount::{LoopFs, available};
+use tests::programs::{Daemon, call, text};
+use tests::workload::{Workload, plant};
+
+const QUIET_FILES: usize = 3_000;
+
+struct Setup {
+    dir: TempDir,
+    fs: LoopFs,
+}
+
+impl Setup {
+    fn new() -> Setup {
+        let dir = tempfile::tempdir().unwrap();
+        let fs = LoopFs::new("btrfs").unwrap();
+        // Else the first read of a file after a change is a change of its inode, too.
+        fs.remount("noatime").unwrap();
+        for name in ["root/quiet", "outside"] {
+            fs::create_dir_all(fs.path().join(name)).unwrap();
+        }
+        fs::create_dir(dir.path().join("copy")).unwrap();
+        let (base, root) = (dir.path().display(), fs.path().join("root"));
+        let config = format!(
+            "state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n[[root]]\nname = \"space\"\npath = \"{}\"\n\
+             [[leg]]\nname = \"copy\"\nkind = \"dir\"\nroots = [\"space\"]\npath = \"{base}/copy\"\n",
+            root.display()
+        );
+        fs::write(dir.path().join("longshore.toml"), config).unwrap();
+        for n in 0..QUIET_FILES {
+            fs::write(root.join("quiet").join(n.to_string()), "").unwrap();
+        }
+        Setup { dir, fs }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.fs.path().join("root")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("longshore.toml")
+    }
+
+    /// Everything so far is of an older generation than what comes.
+    fn commit(&self) {
+        rustix::fs::syncfs(fs::File::open(self.fs.path()).unwrap()).unwrap();
+        fs::write(self.fs.path().join("outside/tick"), "tick").unwrap();
+    }
+
+    /// The tracker begins, one run follows, and the tracker ends. Returns how many paths were examined.
+    fn one_run(&self) -> u64 {
+        self.commit();
+        let daemon = Daemon::start(&self.config());
+        let output = call("syncer", &self.config(), &["--json", "run"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert_eq!(daemon.stop(), Some(0));
+        assert_equal(&self.root(), &self.dir.path().join("copy"), Depth::All);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["examined"].as_u64().unwrap()
+    }
+}
+
+#[test]
+fn one_run_after_a_time_without_a_tracker_finds_every_change_and_looks_at_little_else() {
+    if !available("btrfs") {
+        return;
+    }
+    let setup = Setup::new();
+    plant(&setup.root());
+    let seed = rand::rng().random();
+    let mut workload = Workload::new(&setup.root(), &setup.fs.path().join("outside"), seed);
+    let first = setup.one_run();
+    assert!(first > QUIET_FILES as u64, "the first run looks at everything: {first}");
+    let again = setup.one_run();
+    assert!(again < 10, "nothing changed: {again}");
+    workload.every_kind();
+    let kinds = setup.one_run();
+    assert!(kinds < 250, "{kinds}");
+    for steps in [1, 10, 40, 80, 40, 10] {
+        workload.storm(steps);
+        let examined = setup.one_run();
+        assert!(examined < 20 + 4 * steps as u64, "{examined} for {steps} steps");
+    }
+}
