@@ -231,8 +231,11 @@ impl Source {
         Ok(())
     }
 
-    /// A new directory was looked at with all below it, because its name was new.
+    /// A new directory was looked at with all below it, because its name was new; except what is looked at apart.
     fn is_covered(&self, work: &Work) -> bool {
+        if work.scope == Scope::SelfOnly && self.apart.contains(&(work.root, work.path.clone())) {
+            return false;
+        }
         let mut at = if self.covered.is_empty() { None } else { Some(work.path.clone()) };
         while let Some(path) = at {
             at = path.parent();
@@ -401,6 +404,21 @@ mod tests {
         assert_eq!(source.apart, HashSet::from([(0, works[1].path.clone())]));
         let single = |path: &str| (path.to_owned(), Scope::SelfOnly, 1);
         assert_eq!(listed(works), [single("a/b"), single("ab"), ("a".into(), Scope::Subtree, 1)]);
+    }
+
+    #[test]
+    fn what_is_looked_at_apart_is_left_out_by_no_other_directory_around_it() {
+        let mut source = Source::new(vec![
+            work("", Scope::Subtree, 9),
+            work("new/f", Scope::SelfOnly, 9),
+            work("new/d", Scope::Names, 9),
+        ]);
+        let new = RelPath::parse(b"new").unwrap();
+        source.covered.insert((0, new), 9);
+        let left: Vec<_> =
+            source.works.iter().filter(|w| !source.is_covered(w)).map(|w| w.path.to_string()).collect();
+        assert!(left.contains(&"new/f".to_owned()), "{left:?}");
+        assert!(!left.contains(&"new/d".to_owned()), "{left:?}");
     }
 
     #[test]
