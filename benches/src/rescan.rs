@@ -59,6 +59,9 @@ impl Ground {
         fs.remount("noatime").map_err(anyhow::Error::msg)?;
         let source = fs.path().join("source");
         plant(&source, dirs)?;
+        // What is planted is of an older generation than what comes.
+        rustix::fs::syncfs(std::fs::File::open(fs.path())?)?;
+        std::fs::write(fs.path().join("outside"), "")?;
         let planted = Instant::now();
         let b2 = Emulator::start(Options::default()).context("the emulator")?;
         let config = configure(dir.path(), &source, &b2, "rescan")?;

@@ -12,6 +12,8 @@ pub struct Key {
 pub const INODE_ITEM: u8 = 1;
 pub const INODE_REF: u8 = 12;
 pub const INODE_EXTREF: u8 = 13;
+/// An item with its head: no leaf is bigger.
+pub const ITEM_BYTES_MAX: usize = 64 * 1024 + 32;
 /// The first and last inode number that a subvolume gives to its files; the first is its top directory.
 pub const FIRST_INODE: u64 = 256;
 pub const LAST_INODE: u64 = -256i64 as u64;
@@ -50,6 +52,11 @@ pub struct Items<'a> {
 impl<'a> Items<'a> {
     pub fn new(count: u32, bytes: &'a [u8]) -> Items<'a> {
         Items { rest: bytes, left: count }
+    }
+
+    /// Bytes behind what was read.
+    pub fn room(&self) -> usize {
+        self.rest.len()
     }
 
     /// `struct btrfs_ioctl_search_header`: transid, objectid, offset, type, length.

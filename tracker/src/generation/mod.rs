@@ -17,7 +17,10 @@ use shared::limits;
 use shared::path::RelPath;
 
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
-use items::{Damaged, FIRST_INODE, INODE_EXTREF, INODE_ITEM, INODE_REF, Inode, Items, Key, LAST_INODE, Name};
+use items::{
+    Damaged, FIRST_INODE, INODE_EXTREF, INODE_ITEM, INODE_REF, ITEM_BYTES_MAX, Inode, Items, Key, LAST_INODE,
+    Name,
+};
 use paths::Paths;
 use sys::Search;
 
@@ -201,12 +204,14 @@ fn each_item(
             break;
         }
         let mut last = begin;
-        for item in Items::new(count, bytes) {
+        let mut items = Items::new(count, bytes);
+        for item in &mut items {
             let item = item?;
             last = item.key;
             each(item)?;
         }
-        from = last.next();
+        // With room for any further item there is none.
+        from = last.next().filter(|_| items.room() < ITEM_BYTES_MAX);
     }
     Ok(())
 }

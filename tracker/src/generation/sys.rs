@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use super::items::Key;
+use super::items::{ITEM_BYTES_MAX, Key};
 
 /// Bytes of items that one search returns at most; a leaf holds up to 64 KiB.
 pub const SEARCH_BYTES: usize = 128 * 1024;
@@ -116,5 +116,6 @@ pub fn subvolume_uuid(fd: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
 }
 
 const _: () = assert!(SEARCH_HEAD_BYTES == 112);
+const _: () = assert!(SEARCH_BYTES > ITEM_BYTES_MAX, "else a search without an end could be taken for one");
 const _: () = assert!(size_of::<FsInfo>() == 1024);
 const _: () = assert!(size_of::<SubvolInfo>() == 504);
