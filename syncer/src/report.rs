@@ -183,10 +183,8 @@ impl Report {
             note(format!("found changed without an event: {}", self.found_without_event));
         }
         if self.tally.unheld > 0 {
-            note(format!(
-                "{} symlinks and special files seen that this kind of leg does not hold",
-                self.tally.unheld
-            ));
+            let what = "symlinks and special files seen that this kind of leg does not hold";
+            note(format!("{} {what}", self.tally.unheld));
         }
         if self.foreign > 0 {
             note(format!("{} objects at the destination are not ours and were left alone", self.foreign));
