@@ -62,7 +62,7 @@ pub enum RunError {
     #[error("Cannot {op}: {source}")]
     System { op: &'static str, source: io::Error },
     #[error(
-        "The tracker ended without having committed everything. Nothing is lost: the next start looks at the roots anew"
+        "The tracker ended without having committed everything. Nothing is lost: the next start goes on from what was kept, or compares the roots anew"
     )]
     Unclean,
 }
