@@ -117,12 +117,16 @@ pub fn parts(
 fn open_catalog(path: &Path, journal: &Journal, leg: &str) -> Result<Catalog, LiveError> {
     let was_there = path.exists();
     let catalog = Catalog::open(path)?;
-    if !was_there || journal.may_have_catalog(leg, catalog.facts()?.catalog_id)? {
+    let facts = catalog.facts()?;
+    // One that no run has begun with says nothing.
+    let is_new = !was_there || facts.journal_id.is_none();
+    if is_new || journal.may_have_catalog(leg, facts.catalog_id)? {
         return Ok(catalog);
     }
     // Its log goes into it when the last one closes it.
     drop(catalog);
-    let aside = path.with_extension("db.aside");
+    let id: String = facts.catalog_id[..4].iter().map(|b| format!("{b:02x}")).collect();
+    let aside = path.with_extension(format!("db.{id}.aside"));
     tracing::warn!("{} is not the catalog of the leg {leg}: it is now {}", path.display(), aside.display());
     std::fs::rename(path, &aside).map_err(|source| LiveError::SetAside { path: path.to_owned(), source })?;
     Ok(Catalog::open(path)?)

@@ -139,6 +139,17 @@ impl Journal {
         rows.collect::<rusqlite::Result<_>>().map_err(&fail)
     }
 
+    /// Rows of a leg that stand for more than what was seen to change, by root.
+    pub fn owed_gaps(&self, leg: &str) -> Result<Vec<(RootId, u64)>, DatabaseError> {
+        let fail = self.fail("count deferred rows");
+        let sql =
+            "SELECT root, count(*) FROM deferred WHERE leg = ?1 AND class IN (?2, ?3, ?4, ?5) GROUP BY root";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let of = params![leg, Class::Gap, Class::FullPass, Class::Root, Class::Collapse];
+        let rows = statement.query_map(of, |r| Ok((RootId(r.get(0)?), r.get(1)?))).map_err(&fail)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(&fail)
+    }
+
     /// When the next row of a leg comes due.
     pub fn next_due_ns(&self, leg: &str) -> Result<Option<i64>, DatabaseError> {
         self.conn

@@ -60,7 +60,10 @@ pub struct LegCounts {
 pub struct LegRootCounts {
     pub name: String,
     pub pending: u64,
+    /// In the journal, and put off by the leg: full passes and collapses too.
     pub gaps: u64,
+    #[serde(skip)]
+    put_off: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_ns: Option<i64>,
 }
@@ -125,14 +128,16 @@ fn of(config: &Config, journal: &Journal, now_ns: i64) -> Result<JournalStats, D
         floor,
         entries: all.sums().map(|s| s.count).sum(),
         oldest_ns: all.sums().map(|s| s.oldest_ns).min(),
-        roots: known.iter().filter(configured).map(|r| root_counts(r, for_slowest)).collect(),
+        roots: known.iter().filter(configured).map(|r| root_counts(r, for_slowest, &told)).collect(),
         legs: told,
         gaps: gaps(for_slowest, &names, now_ns),
     })
 }
 
-fn root_counts(root: &RootRow, waiting: &Waiting) -> RootCounts {
+fn root_counts(root: &RootRow, waiting: &Waiting, legs: &[LegCounts]) -> RootCounts {
     let (pending, gaps, _) = sum(waiting, root.id);
+    let of_legs = legs.iter().flat_map(|leg| &leg.roots).filter(|r| r.name == root.name);
+    let gaps = gaps + of_legs.map(|r| r.put_off).sum::<u64>();
     RootCounts {
         name: root.name.clone(),
         state: root.state.to_string(),
@@ -161,9 +166,12 @@ fn leg_counts(
     let owed = journal.deferred_by_class(name)?.into_iter();
     let owed: Vec<Owed> =
         owed.map(|d| Owed { class: d.class, count: d.count, oldest_ns: d.oldest_ns }).collect();
+    let put_off: BTreeMap<RootId, u64> = journal.owed_gaps(name)?.into_iter().collect();
     let of_root = |name: &str| {
-        let (pending, gaps, oldest_ns) = root_id(name).map_or((0, 0, None), |id| sum(waiting, id));
-        LegRootCounts { name: name.to_owned(), pending, gaps, oldest_ns }
+        let id = root_id(name);
+        let (pending, gaps, oldest_ns) = id.map_or((0, 0, None), |id| sum(waiting, id));
+        let put_off = id.and_then(|id| put_off.get(&id)).copied().unwrap_or(0);
+        LegRootCounts { name: name.to_owned(), pending, gaps: gaps + put_off, put_off, oldest_ns }
     };
     let roots: Vec<LegRootCounts> = leg.roots.iter().map(|r| of_root(r.root.as_str())).collect();
     let oldest = roots.iter().filter_map(|r| r.oldest_ns).chain(owed.iter().map(|o| o.oldest_ns)).min();
