@@ -36,6 +36,8 @@ FOREIGN=(
     setfacl acl
     bindfs bindfs
     fusermount3 fuse3
+    systemd-nspawn systemd-container
+    dbus-daemon dbus
     rclone rclone
     python3 python3
     shellcheck shellcheck

@@ -2,9 +2,10 @@
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use shared::entry::{Cause, Mask, Scope};
-use shared::journal::{Change, Coalesce, Commit, Journal, RootId};
+use shared::journal::{CatalogFacts, Change, Coalesce, Commit, Journal, RootId};
+use shared::limits;
 use shared::path::RelPath;
 
 const BATCH: usize = 1_000;
@@ -41,5 +42,38 @@ fn append(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, append);
+/// A journal at its default bound, with one leg that has read nothing.
+fn lagging(dir: &std::path::Path) -> Journal {
+    let mut journal = Journal::create_or_open(&dir.join("journal.db")).expect("a journal");
+    let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0 };
+    journal.attach_leg("leg", &facts, &[], 0).expect("a leg");
+    let mut set = Coalesce::default();
+    for first in (0..limits::ENTRIES_MAX as usize).step_by(BATCH) {
+        journal.append(&mut set, &commit(first, BATCH), 0).expect("an append");
+    }
+    journal
+}
+
+fn collapse(c: &mut Criterion) {
+    let mut group = c.benchmark_group("journal collapse");
+    group.sample_size(10);
+    group.bench_function("500,000 entries", |b| {
+        b.iter_batched(
+            || {
+                let dir = tempfile::tempdir().expect("a directory");
+                (lagging(dir.path()), dir)
+            },
+            |(mut journal, dir)| {
+                let done =
+                    journal.bound(&["leg".to_owned()], limits::ENTRIES_MAX - 1, 0).expect("a collapse");
+                assert_eq!(done.collapses, 1);
+                (journal, dir)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, append, collapse);
 criterion_main!(benches);

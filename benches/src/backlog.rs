@@ -7,10 +7,10 @@ use tests::mount::LoopFs;
 use tests::programs::{Daemon, call, program};
 
 use crate::listeners::configure;
-use crate::measure::{self, number};
+use crate::measure::{self, MEMORY, number};
 
 pub fn measure(entries: u64) -> anyhow::Result<()> {
-    let disk = LoopFs::new("ext4").map_err(anyhow::Error::msg)?;
+    let disk = LoopFs::new_in("ext4", Path::new(MEMORY)).map_err(anyhow::Error::msg)?;
     let work = tempfile::tempdir()?;
     let state = work.path().join("state");
     let config = configure(&disk.path(), &state, &work.path().join("run"))?;

@@ -10,7 +10,7 @@ use tests::mount::LoopFs;
 use tests::programs::{Daemon, call};
 
 use crate::listeners::configure;
-use crate::measure::{cpu_of, number};
+use crate::measure::{MEMORY, cpu_of, number};
 
 /// Of the process, now.
 struct Snapshot {
@@ -33,7 +33,7 @@ pub fn measure(seconds: u64, inside: bool) -> anyhow::Result<()> {
     }
     let disk = LoopFs::new("ext4").map_err(anyhow::Error::msg)?;
     let state = tempfile::tempdir()?;
-    let runtime = tempfile::tempdir_in("/dev/shm").context("a directory in memory")?;
+    let runtime = tempfile::tempdir_in(MEMORY).context("a directory in memory")?;
     let config = configure(&disk.path(), &state.path().join("state"), runtime.path())?;
     let daemon = Daemon::start(&config);
     let flushed = call("tracker", &config, &["flush"]);

@@ -7,9 +7,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tempfile::TempDir;
 use tests::programs::{Daemon, call};
 
-use crate::measure::Queue;
+use crate::measure::{MEMORY, Queue};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -55,6 +56,7 @@ pub enum Listener {
     Tracker {
         daemon: Daemon,
         config: PathBuf,
+        _runtime: TempDir,
     },
     /// A peer that writes one line for each event.
     Peer {
@@ -114,7 +116,7 @@ impl Listener {
                 let [events, overflows] = numbers[..] else { anyhow::bail!("the reader said {line:?}") };
                 Ok(Said { events, overflows: Some(overflows) })
             }
-            Listener::Tracker { daemon, config } => {
+            Listener::Tracker { daemon, config, .. } => {
                 let stats = settled_stats(&config)?;
                 drop(daemon);
                 let sum = |field: &str| -> f64 {
@@ -162,8 +164,10 @@ pub fn configure(top: &Path, state: &Path, runtime: &Path) -> anyhow::Result<Pat
 }
 
 fn tracker(top: &Path, work: &Path) -> anyhow::Result<Listener> {
-    let config = configure(top, &work.join("state"), &work.join("run"))?;
-    Ok(Listener::Tracker { daemon: Daemon::start(&config), config })
+    // As installed: the journal on a disk, the status in memory.
+    let runtime = tempfile::tempdir_in(MEMORY)?;
+    let config = configure(top, &work.join("state"), runtime.path())?;
+    Ok(Listener::Tracker { daemon: Daemon::start(&config), config, _runtime: runtime })
 }
 
 /// The counters in the status file lag up to a second: read until they stand.

@@ -63,6 +63,9 @@ pub fn number(text: &str, key: &str) -> anyhow::Result<u64> {
     Ok(rest.split_whitespace().next().with_context(|| format!("no number at {key}"))?.parse()?)
 }
 
+/// A tmpfs that each Linux has.
+pub const MEMORY: &str = "/dev/shm";
+
 /// The middle one.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);

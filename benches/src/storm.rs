@@ -9,7 +9,7 @@ use std::time::Duration;
 use tests::mount::LoopFs;
 
 use crate::listeners::{ALL, Kind, Listener};
-use crate::measure::{Queue, cpu_of, median, rss_of};
+use crate::measure::{MEMORY, Queue, cpu_of, median, rss_of};
 use crate::workload::{self, Storm};
 
 /// One turn of one listener.
@@ -30,7 +30,7 @@ pub fn compare(seconds: u64, rounds: usize, rate: u64) -> anyhow::Result<()> {
             kinds.retain(|k| *k != kind);
         }
     }
-    let disk = LoopFs::new("ext4").map_err(anyhow::Error::msg)?;
+    let disk = LoopFs::new_in("ext4", Path::new(MEMORY)).map_err(anyhow::Error::msg)?;
     for rate in [0, rate].into_iter().take(if rate == 0 { 1 } else { 2 }) {
         let mut turns: BTreeMap<Kind, Vec<Turn>> = BTreeMap::new();
         for round in 0..rounds {

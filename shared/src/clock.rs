@@ -39,3 +39,18 @@ pub fn show(wall_ns: i64) -> String {
 pub fn boot_id() -> std::io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_taken_from_the_clock_that_counts_through_suspend() {
+        let now = || {
+            let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            t.tv_sec * 1_000_000_000 + t.tv_nsec
+        };
+        let (before, told, after) = (now(), SystemClock.boot_ns(), now());
+        assert!((before..=after).contains(&told), "{before} {told} {after}");
+    }
+}

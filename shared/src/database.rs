@@ -1,13 +1,16 @@
 //! Opening a SQLite file that two programs (and two users) share: pragmas, migrations, and the refusal of a file
 //! that is not ours, before anything is written to it.
 
+use std::cell::Cell;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
 
@@ -31,6 +34,8 @@ pub enum DatabaseError {
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("The database {} does not have the tables it should have ({what}). It was left as it is", path.display())]
     Foreign { path: PathBuf, what: String },
+    #[error("The database {} was moved away or replaced while this program used it. Start the program again", path.display())]
+    Replaced { path: PathBuf },
     #[error("The disk with {} is full. Nothing was lost; make room on it", path.display())]
     Full { path: PathBuf },
     #[error("The database {} cannot be used by this user: {source}", path.display())]
@@ -59,7 +64,7 @@ impl DatabaseError {
 
     /// True if only the owner can help: trying again changes nothing.
     pub fn is_permanent(&self) -> bool {
-        !matches!(self, DatabaseError::Sqlite { .. })
+        !matches!(self, DatabaseError::Sqlite { .. } | DatabaseError::Replaced { .. })
     }
 }
 
@@ -95,45 +100,95 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
     conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
     harden(&conn).map_err(fail)?;
     let known = migrations.len() as i64;
+    // Until it is known to be ours nothing is written to it, at the end neither.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fail)?;
     let found: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(fail)?;
     if found > known {
         return Err(DatabaseError::Newer { path: path.to_owned(), found, known });
     }
-    if found < known {
-        let tables: i64 =
-            conn.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0)).map_err(fail)?;
-        if found == 0 && tables > 0 {
-            let what = "it holds somebody else's".to_owned();
-            return Err(DatabaseError::Foreign { path: path.to_owned(), what });
-        }
-        if mode != Mode::Owner {
-            let what = format!("schema version {found}, {known} is needed");
-            return Err(DatabaseError::Foreign { path: path.to_owned(), what });
-        }
+    let before = usize::try_from(found).unwrap_or(0);
+    compare_schema(path, &conn, &migrations[..before])?;
+    if found < known && mode != Mode::Owner {
+        let what = format!("schema version {found}, {known} is needed");
+        return Err(DatabaseError::Foreign { path: path.to_owned(), what });
     }
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map_err(fail)?;
     if mode != Mode::Reader {
         conn.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
         conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
         migrate(path, &mut conn, migrations)?;
     }
-    compare_schema(path, &conn, migrations)?;
     Ok(conn)
+}
+
+/// Whether an open file is still what it was when it was opened: in its place, and with the same schema. The other
+/// user of it may have changed that since.
+#[derive(Debug)]
+pub struct Watch {
+    migrations: &'static [M<'static>],
+    file: (u64, u64),
+    /// SQLite counts the changes of the schema.
+    schema: Cell<i64>,
+}
+
+impl Watch {
+    /// Of a file that was just opened.
+    pub fn new(
+        path: &Path,
+        conn: &Connection,
+        migrations: &'static [M<'static>],
+    ) -> Result<Watch, DatabaseError> {
+        let file = identity(path).map_err(|source| DatabaseError::Open { path: path.to_owned(), source })?;
+        // Whatever it is: the first transaction compares.
+        let watch = Watch { migrations, file, schema: Cell::new(-1) };
+        watch.check(path, conn)?;
+        Ok(watch)
+    }
+
+    /// To be asked in each transaction, before anything is done in it.
+    pub fn check(&self, path: &Path, conn: &Connection) -> Result<(), DatabaseError> {
+        if identity(path).ok() != Some(self.file) {
+            return Err(DatabaseError::Replaced { path: path.to_owned() });
+        }
+        let schema =
+            conn.prepare_cached("PRAGMA schema_version").and_then(|mut s| s.query_row([], |r| r.get(0)));
+        let schema = schema.map_err(|e| DatabaseError::new(path, "read the schema", e))?;
+        if schema != self.schema.get() {
+            compare_schema(path, conn, self.migrations)?;
+            self.schema.set(schema);
+        }
+        Ok(())
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::stat(path)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// One transaction that takes the write lock at its start; `op` says in errors what was tried.
 pub fn write<T>(
     conn: &mut Connection,
     path: &Path,
+    watch: Option<&Watch>,
     op: &'static str,
     work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
 ) -> Result<T, DatabaseError> {
-    let run = |conn: &mut Connection| -> rusqlite::Result<T> {
-        let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let out = work(&tx)?;
-        tx.commit()?;
-        Ok(out)
-    };
-    run(conn).map_err(|e| DatabaseError::new(path, op, e))
+    let fail = |e| DatabaseError::new(path, op, e);
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(fail)?;
+    if let Some(watch) = watch {
+        watch.check(path, &tx)?;
+    }
+    let out = work(&tx).map_err(fail)?;
+    tx.commit().map_err(fail)?;
+    Ok(out)
+}
+
+/// A consistent copy in a new or empty file, whatever its name.
+pub fn copy_to(conn: &Connection, path: &Path, to: &Path) -> Result<(), DatabaseError> {
+    let name = ToSqlOutput::Borrowed(ValueRef::Text(to.as_os_str().as_bytes()));
+    conn.execute("VACUUM INTO ?1", [name]).map_err(|e| DatabaseError::new(path, "copy", e))?;
+    Ok(())
 }
 
 /// The other user of a shared file must not get code run or rows swallowed in this process: a planted trigger
@@ -165,7 +220,9 @@ fn migrate(path: &Path, conn: &mut Connection, migrations: &[M<'_>]) -> Result<(
 fn compare_schema(path: &Path, conn: &Connection, migrations: &[M<'_>]) -> Result<(), DatabaseError> {
     let fail = |source| DatabaseError::new(path, "read the schema", source);
     let mut model = Connection::open_in_memory().map_err(fail)?;
-    migrate(path, &mut model, migrations)?;
+    if !migrations.is_empty() {
+        migrate(path, &mut model, migrations)?;
+    }
     let (expected, found) = (schema(&model).map_err(fail)?, schema(conn).map_err(fail)?);
     if expected == found {
         return Ok(());
@@ -179,7 +236,9 @@ fn schema(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     // sqlite_stat tables come from ANALYZE and change nothing.
     let sql = "SELECT coalesce(sql, type || ' ' || name) FROM sqlite_schema
                WHERE name NOT LIKE 'sqlite_stat%' ORDER BY type, name";
-    conn.prepare(sql)?.query_map([], |r| r.get(0))?.collect()
+    // How the text is laid out means nothing.
+    let plain = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    conn.prepare(sql)?.query_map([], |r| r.get(0).map(plain))?.collect()
 }
 
 #[cfg(test)]
@@ -237,6 +296,37 @@ mod tests {
         let before = read(&path);
         assert!(matches!(open(&path, SCHEMA, Mode::Owner), Err(DatabaseError::Foreign { .. })));
         assert_eq!(read(&path), before);
+    }
+
+    #[test]
+    fn somebody_elses_database_of_our_schema_version_is_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        let foreign = "CREATE TABLE bookmarks(x); PRAGMA user_version = 1";
+        Connection::open(&path).unwrap().execute_batch(foreign).unwrap();
+        let before = read(&path);
+        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
+        for known in [SCHEMA, newer] {
+            let error = open(&path, known, Mode::Owner).unwrap_err();
+            assert!(matches!(error, DatabaseError::Foreign { .. }), "{error}");
+            assert!(error.to_string().contains("bookmarks"), "{error}");
+        }
+        assert_eq!(read(&path), before, "not even its journal mode");
+    }
+
+    #[test]
+    fn a_migration_that_fails_leaves_the_file_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.db");
+        open(&path, SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
+        let newer = [
+            SCHEMA[0].clone(),
+            M::up("CREATE TABLE u(b INTEGER); DELETE FROM t"),
+            M::up("INSERT INTO nowhere VALUES (1)"),
+        ];
+        assert!(open(&path, &newer, Mode::Owner).is_err());
+        let conn = open(&path, SCHEMA, Mode::Owner).unwrap();
+        assert_eq!(conn.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
     }
 
     #[test]

@@ -38,6 +38,24 @@ pub fn replace(path: &Path, content: &[u8], durability: Durability) -> Result<()
     Ok(())
 }
 
+/// A file that `fill` writes at the path it is given: durable, and in its place whole or not at all. What stands there
+/// is replaced only if `overwrite` says so.
+pub fn make<E: From<WriteError>>(
+    path: &Path,
+    overwrite: bool,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let error = |source| WriteError { path: path.to_owned(), source };
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temp = tempfile::NamedTempFile::new_in(dir).map_err(error)?;
+    fill(temp.path())?;
+    temp.as_file().sync_all().map_err(error)?;
+    let placed = if overwrite { temp.persist(path) } else { temp.persist_noclobber(path) };
+    placed.map_err(|e| error(e.error))?;
+    File::open(dir).and_then(|d| d.sync_all()).map_err(error)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +67,27 @@ mod tests {
         replace(&path, b"one", Durability::Synced).unwrap();
         replace(&path, b"two", Durability::Renamed).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_filled_is_not_there_and_one_that_stands_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copy");
+        let fill = |content: &'static str| {
+            move |temp: &Path| {
+                std::fs::write(temp, content).map_err(|source| WriteError { path: temp.to_owned(), source })
+            }
+        };
+        let fail =
+            |temp: &Path| Err(WriteError { path: temp.to_owned(), source: io::ErrorKind::Other.into() });
+        make(&path, false, fail).unwrap_err();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        make(&path, false, fill("one")).unwrap();
+        make(&path, false, fill("two")).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"one");
+        make(&path, true, fill("three")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"three");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -2,10 +2,22 @@
 
 use std::time::Duration;
 
-/// Paths that the coalescing set remembers, per filesystem. Beyond it the set starts anew: only more rows.
-pub const COALESCE_PATHS_MAX: usize = 262_144;
+/// Paths that the coalescing set remembers at most, per filesystem, and the memory they take. Beyond it the older half
+/// is forgotten: only more rows.
+pub const COALESCE_PATHS_MAX: usize = 229_376;
+pub const COALESCE_BYTES_MAX: usize = 9 * 1024 * 1024;
 /// Rows a leg reads from the journal at once.
 pub const READ_ROWS_MAX: usize = 50_000;
+/// Rows of the journal above which what only laggards have not read becomes their deferred rows, unless the
+/// configuration says otherwise; and what it may say.
+pub const ENTRIES_MAX: u64 = 500_000;
+pub const ENTRIES_MAX_RANGE: std::ops::RangeInclusive<u64> = 1_000..=100_000_000;
+/// Rows that one collapse makes for a leg, the memory they may take, and the components to which their paths are cut.
+pub const COLLAPSE_ROWS_MAX: usize = 10_000;
+pub const COLLAPSE_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const COLLAPSE_DEPTH_MAX: usize = 32;
+/// Rows that one leg may owe; beyond it they become half as many, of directories.
+pub const DEFERRED_ROWS_MAX: usize = 100_000;
 
 /// Bytes one read(2) on a fanotify group may return. It bounds the time from SIGKILL to death
 /// (measured: 0.7 µs per event, about 92 bytes each).
@@ -29,7 +41,7 @@ pub const INTAKE_BATCH_AGE: Duration = Duration::from_millis(250);
 pub const INTAKE_NAP: Duration = Duration::from_millis(4);
 /// Filesystems marked at most: the kernel allows 128 groups per user (fanotify(7)).
 pub const FILESYSTEMS_MAX: usize = 120;
-/// Bytes of the cache of directories of one filesystem (measured: about 90 for a directory).
+/// Bytes of the cache of directories of one filesystem (measured: 72 to 88 for a directory).
 pub const HANDLE_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Files that one leg publishes of one root because they have more names than it knows. Beyond it the tracker asks the
 /// disk for each written file whether it has more than one name.
@@ -38,6 +50,8 @@ pub const LINKED_FILES_MAX: usize = 65_536;
 pub const GENERATION_PATHS_MAX: usize = 100_000;
 /// Doubts kept per filesystem before they become one gap.
 pub const DOUBTS_MAX: usize = 10_000;
+/// Room on the state disk that is kept for the gaps to be written when it is full.
+pub const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 /// Interval of the probe of each root, and of the heartbeat in the status file.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
@@ -46,8 +60,14 @@ pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CANARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `tracker stats` waits for the journal before it tells the rest without it.
 pub const STATS_JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Paths one `tracker add` may name.
+/// Paths one `tracker add` may name, and how many a user may add per second once they have added so many at once.
 pub const ADD_PATHS_MAX: usize = 100_000;
+pub const ADD_PATHS_PER_SECOND: u64 = 10_000;
+/// Flushes of one user: so many at once, then per second. A leg that watches asks for four a second at most.
+pub const FLUSH_BURST: u64 = 500;
+pub const FLUSHES_PER_SECOND: u64 = 100;
+/// Users whose requests are counted at once.
+pub const RATED_USERS_MAX: usize = 256;
 /// Bytes of one message on the control socket.
 pub const CONTROL_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 
@@ -106,6 +126,9 @@ const _: () =
     assert!(SMALL_FILE_BYTES * 4 <= SMALL_FILES_IN_FLIGHT_BYTES, "several small files must fit at once");
 const _: () = assert!(BACKOFF_FIRST.as_secs() < BACKOFF_MAX.as_secs());
 const _: () = assert!(BATCH_PATHS <= READ_ROWS_MAX);
+const _: () =
+    assert!(COLLAPSE_ROWS_MAX * 2 <= DEFERRED_ROWS_MAX, "a collapse must not fill what a leg may owe");
+const _: () = assert!(*ENTRIES_MAX_RANGE.start() <= ENTRIES_MAX && ENTRIES_MAX <= *ENTRIES_MAX_RANGE.end());
 const _: () = assert!(INTAKE_NAP.as_millis() < INTAKE_BATCH_AGE.as_millis());
 
 /// The wait before attempt number `attempts + 1`: doubling from [`BACKOFF_FIRST`] to [`BACKOFF_MAX`].

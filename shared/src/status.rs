@@ -30,6 +30,9 @@ pub struct Status {
     /// CPU time of all its threads since its start.
     #[serde(default)]
     pub cpu_ns: u64,
+    /// How often the journal was over its bound and a leg that lagged behind gave up what it had not read.
+    #[serde(default)]
+    pub collapses: u64,
     pub roots: Vec<RootStatus>,
     pub filesystems: Vec<FilesystemStatus>,
 }
@@ -69,8 +72,6 @@ pub struct FilesystemStatus {
     /// Events whose path had one in the same batch already.
     pub merged: u64,
     pub dropped: u64,
-    /// How often entries were joined into coarser ones because there were too many.
-    pub collapses: u64,
     pub commits: u64,
     pub commit_latency: Latency,
     pub doubts: u64,

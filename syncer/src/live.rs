@@ -40,6 +40,8 @@ pub enum LiveError {
     Lock { path: PathBuf, source: io::Error },
     #[error("Cannot make a copy of the databases below {}: {source}", path.display())]
     Copy { path: PathBuf, source: io::Error },
+    #[error("The catalog {} is not this leg's, and cannot be set aside: {source}. Move it away", path.display())]
+    SetAside { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
 }
@@ -49,7 +51,7 @@ impl LiveError {
         match self {
             LiveError::NoJournal { .. } | LiveError::Locked { .. } => Exit::TryLater,
             LiveError::Database(e) => database_exit(e),
-            LiveError::Lock { .. } | LiveError::Copy { .. } => Exit::Failed,
+            LiveError::Lock { .. } | LiveError::Copy { .. } | LiveError::SetAside { .. } => Exit::Failed,
             LiveError::Credentials(_) => Exit::Config,
         }
     }
@@ -94,11 +96,12 @@ pub fn parts(
     catalog: &Path,
 ) -> Result<Parts, LiveError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let journal = open_journal(config)?;
     Ok(Parts {
         config: config.clone(),
         leg: leg.clone(),
-        journal: open_journal(config)?,
-        catalog: Catalog::open(catalog)?,
+        catalog: open_catalog(catalog, &journal, leg.name.as_str())?,
+        journal,
         open_tree: open_tree(),
         make_store: make_store(config, leg, environment, clock.clone())?,
         tracker: Box::new(LiveTracker { config: config.clone() }),
@@ -107,6 +110,22 @@ pub fn parts(
         stop,
         wish: Wish::default(),
     })
+}
+
+/// The leg's own catalog. One of another leg, or of this leg from before it got a new one, is set aside: what it says of
+/// its destination must not be believed of this one. Without it the leg compares everything and begins a new one.
+fn open_catalog(path: &Path, journal: &Journal, leg: &str) -> Result<Catalog, LiveError> {
+    let was_there = path.exists();
+    let catalog = Catalog::open(path)?;
+    if !was_there || journal.may_have_catalog(leg, catalog.facts()?.catalog_id)? {
+        return Ok(catalog);
+    }
+    // Its log goes into it when the last one closes it.
+    drop(catalog);
+    let aside = path.with_extension("db.aside");
+    tracing::warn!("{} is not the catalog of the leg {leg}: it is now {}", path.display(), aside.display());
+    std::fs::rename(path, &aside).map_err(|source| LiveError::SetAside { path: path.to_owned(), source })?;
+    Ok(Catalog::open(path)?)
 }
 
 fn open_tree() -> OpenTree {

@@ -137,30 +137,7 @@ impl Report {
 
     /// For people: one line of result, then only what deserves attention.
     pub fn text(&self) -> String {
-        let mut out = String::new();
-        let seconds = (self.finished_ns - self.started_ns) as f64 / 1e9;
-        let word = match self.exit {
-            Exit::Ok => "done",
-            _ if self.aborted => "aborted",
-            Exit::Partial => "done in part",
-            Exit::Guard => "waiting for approval",
-            Exit::Unproven => "a root is not proven",
-            Exit::TryLater => "try later",
-            _ => "failed",
-        };
-        let word = if self.dry_run { "dry run" } else { word };
-        let (sent, removed) = if self.dry_run { ("to send", "to remove") } else { ("sent", "removed") };
-        let _ = writeln!(
-            out,
-            "{}: {word} in {seconds:.1} s: {} files ({}) {sent}, {} other, {} adopted, {} {removed}, {} unchanged",
-            self.leg,
-            self.files_sent,
-            bytes(self.bytes_sent),
-            self.others_sent,
-            self.tally.adopted,
-            self.removed,
-            self.tally.same + self.found_unchanged
-        );
+        let mut out = self.headline() + "\n";
         let mut note = |text: String| {
             let _ = writeln!(out, "  {text}");
         };
@@ -205,6 +182,31 @@ impl Report {
             });
         }
         out
+    }
+
+    fn headline(&self) -> String {
+        let seconds = (self.finished_ns - self.started_ns) as f64 / 1e9;
+        let word = match self.exit {
+            Exit::Ok => "done",
+            _ if self.aborted => "aborted",
+            Exit::Partial => "done in part",
+            Exit::Guard => "waiting for approval",
+            Exit::Unproven => "a root is not proven",
+            Exit::TryLater => "try later",
+            _ => "failed",
+        };
+        let word = if self.dry_run { "dry run" } else { word };
+        let (sent, removed) = if self.dry_run { ("to send", "to remove") } else { ("sent", "removed") };
+        format!(
+            "{}: {word} in {seconds:.1} s: {} files ({}) {sent}, {} other, {} adopted, {} {removed}, {} unchanged",
+            self.leg,
+            self.files_sent,
+            bytes(self.bytes_sent),
+            self.others_sent,
+            self.tally.adopted,
+            self.removed,
+            self.tally.same + self.found_unchanged
+        )
     }
 
     /// The fields that the monitoring of earlier mirror scripts reads.

@@ -2,11 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a harness: a panic is how a test fails")]
 
 pub mod b2_leg;
+pub mod campaign;
 pub mod compare;
+pub mod container;
 pub mod dir_leg;
 pub mod mount;
 pub mod played;
 pub mod programs;
+pub mod storm;
+pub mod supervisor;
 pub mod sys;
 pub mod tmpfs;
 pub mod workload;

@@ -22,15 +22,27 @@ fn run(program: &str, args: &[&str]) -> Result<Output, String> {
     Err(format!("{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
+/// xfs wants 300 MiB.
+const BYTES: u64 = 400 << 20;
+
 impl LoopFs {
     /// Needs root, loop devices and the mkfs program of the kind.
     pub fn new(kind: &str) -> Result<LoopFs, String> {
-        LoopFs::sized(kind, 400 << 20) // xfs wants 300 MiB
+        LoopFs::made(kind, &std::env::temp_dir(), BYTES)
+    }
+
+    /// With its image below `place`: in memory, no other job on the disk is measured with it.
+    pub fn new_in(kind: &str, place: &Path) -> Result<LoopFs, String> {
+        LoopFs::made(kind, place, BYTES)
     }
 
     /// On an image of so many bytes, of which only what is written takes room.
     pub fn sized(kind: &str, bytes: u64) -> Result<LoopFs, String> {
-        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        LoopFs::made(kind, &std::env::temp_dir(), bytes)
+    }
+
+    fn made(kind: &str, place: &Path, bytes: u64) -> Result<LoopFs, String> {
+        let dir = tempfile::tempdir_in(place).map_err(|e| e.to_string())?;
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).map_err(|e| e.to_string())?;
         file.set_len(bytes).map_err(|e| e.to_string())?;

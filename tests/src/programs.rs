@@ -13,22 +13,31 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The directory with `tracker` and `syncer` of this build, made if they are older than their source.
 fn bin_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        // target/debug/deps/test-name, or target/release/bench-name
-        let exe = std::env::current_exe().unwrap();
-        let mut dir = exe.parent().unwrap();
-        if dir.ends_with("deps") {
-            dir = dir.parent().unwrap();
-        }
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        build.args(["build", "--quiet", "--bins", "-p", "tracker", "-p", "syncer"]);
-        if dir.ends_with("release") {
-            build.arg("--release");
-        }
-        let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(status.success(), "the programs do not build");
-        dir.to_owned()
-    })
+    DIR.get_or_init(|| build(&["--bins", "-p", "tracker", "-p", "syncer"]))
+}
+
+/// The tracker with its kill points, a program of its own beside the real one.
+pub fn killable() -> PathBuf {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    let what = ["--bin", "tracker-killable", "-p", "tracker", "--features", "kill-points"];
+    DIR.get_or_init(|| build(&what)).join("tracker-killable")
+}
+
+fn build(what: &[&str]) -> PathBuf {
+    // target/debug/deps/test-name, or target/release/bench-name
+    let exe = std::env::current_exe().unwrap();
+    let mut dir = exe.parent().unwrap();
+    if dir.ends_with("deps") {
+        dir = dir.parent().unwrap();
+    }
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet"]).args(what);
+    if dir.ends_with("release") {
+        build.arg("--release");
+    }
+    let status = build.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+    assert!(status.success(), "the programs do not build");
+    dir.to_owned()
 }
 
 pub fn program(name: &str) -> PathBuf {

@@ -11,7 +11,14 @@ pub struct Tmpfs(PathBuf);
 impl Tmpfs {
     /// Needs root.
     pub fn over(dir: &Path) -> Tmpfs {
-        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir).status().unwrap();
+        Tmpfs::sized(dir, "50%")
+    }
+
+    /// With room for so much only.
+    pub fn sized(dir: &Path, size: &str) -> Tmpfs {
+        let size = format!("size={size}");
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(dir).status().unwrap();
         assert!(status.success(), "mounting over {}", dir.display());
         Tmpfs(dir.to_owned())
     }

@@ -109,3 +109,21 @@ fn a_configuration_error_does_not_restart_the_tracker_for_ever() {
     let wanted = format!("RestartPreventExitStatus={}", Exit::Config.code());
     assert!(unit.lines().any(|line| line == wanted), "{wanted}");
 }
+
+/// The programs walk with openat2(2), which this setting makes fail.
+#[test]
+fn no_unit_takes_openat2_away() {
+    for unit in ["longshore-tracker.service", "longshore-syncer@.service"] {
+        let text = fs::read_to_string(top().join("packaging/systemd").join(unit)).unwrap();
+        assert!(!text.contains("RestrictSUIDSGID=yes"), "{unit}");
+    }
+}
+
+/// `stop` closes what the service manager keeps of the tracker: every tree would be compared again.
+#[test]
+fn nothing_here_stops_the_tracker_to_start_it_anew() {
+    for script in ["install.sh", "quickstart.sh"] {
+        let text = fs::read_to_string(top().join("packaging").join(script)).unwrap();
+        assert!(!text.contains("systemctl stop"), "{script}");
+    }
+}

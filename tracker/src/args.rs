@@ -89,10 +89,42 @@ pub enum Command {
         #[arg(value_name = "PATH")]
         path: PathBuf,
     },
+    /// Check, back up or shrink the journal, also while the tracker runs.
+    Journal {
+        #[command(subcommand)]
+        what: JournalCommand,
+    },
     /// Check or show the configuration.
     Config {
         #[command(subcommand)]
         what: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum JournalCommand {
+    /// Say whether it is whole. Ends with 1 if it is not.
+    Check {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a consistent copy. A leg that finds such a copy restored compares everything once.
+    Backup {
+        /// Replace FILE if it exists.
+        #[arg(long)]
+        force: bool,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Give back to the disk what it does not use any more. Needs room for a copy of it.
+    Vacuum {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
     },
 }
 

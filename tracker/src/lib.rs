@@ -10,6 +10,7 @@ pub mod intake;
 pub mod linked;
 pub mod meter;
 pub mod mounts;
+pub mod rate;
 pub mod resolve;
 pub mod roots;
 pub mod shell;

@@ -93,7 +93,7 @@ fn a_full_state_disk_is_named() {
     std::fs::create_dir(disk.point.join("state")).unwrap();
     let filled = std::fs::write(disk.point.join("filler"), vec![0; 1 << 20]);
     assert!(filled.is_err(), "it is full now");
-    refused(&world.run(&["run"]), 75, &["full", "journal.db", "make room"]);
+    refused(&world.run(&["run"]), 75, &["full", "mnt/state", "4 MiB", "Make room"]);
 }
 
 #[test]

@@ -64,10 +64,11 @@ fn a_full_journal_disk_is_a_reason_to_try_later() {
     if !is_root() {
         return;
     }
-    let disk = Mounted::tmpfs("1m");
+    let disk = Mounted::tmpfs("10m");
     let (mut world, root) = World::with_root();
     world.configure(&disk.point.join("state"), &[("a", &root)], "");
     world.start();
+    std::fs::write(disk.point.join("filler"), vec![0; 10 << 20]).unwrap_err();
     let list = world.dir.path().join("list");
     let mut paths = Vec::new();
     (0..5_000).for_each(|n| paths.extend_from_slice(format!("{n}-{}\0", "z".repeat(200)).as_bytes()));

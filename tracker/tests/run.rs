@@ -328,23 +328,42 @@ fn a_watcher_hears_of_new_entries() {
 }
 
 #[test]
-fn a_journal_disk_that_fills_up_loses_nothing() {
+fn while_the_state_disk_is_full_gaps_stand_for_what_changes() {
     if !is_root() {
         return;
     }
-    let disk = common::Mounted::tmpfs("1m");
+    let disk = common::Mounted::tmpfs("12m");
     let (mut world, root) = World::with_root();
     world.configure(&disk.point.join("state"), &[("a", &root)], "");
+    // The reserve is made anew at a tick.
+    world.env = vec![("WATCHDOG_USEC", "400000")];
     world.start();
+    world.claim_in(&disk.point.join("state"));
     let filler = disk.point.join("filler");
-    assert!(std::fs::write(&filler, vec![0; 1 << 20]).is_err(), "it is full now");
-    for n in 0..500 {
-        std::fs::write(root.join(format!("{n}-{}", "z".repeat(100))), "x").unwrap();
-    }
-    world.wait_for_line("the journal does not take entries");
-    std::fs::remove_file(&filler).unwrap();
+    assert!(std::fs::write(&filler, vec![0; 12 << 20]).is_err(), "it is full now");
+    let change = |from: usize| {
+        for n in from..from + 500 {
+            std::fs::write(root.join(format!("{n}-{}", "z".repeat(100))), "x").unwrap();
+        }
+    };
+    change(0);
     world.flush();
-    assert_eq!(world.changes().len(), 500);
+    assert_eq!((world.cause_count("disk-full"), world.changes()), (1, Vec::new()));
+    change(500);
+    world.flush();
+    assert_eq!(world.cause_count("disk-full"), 1, "nobody has claimed the gap: it covers these too");
+    world.claim_in(&disk.point.join("state"));
+    change(1000);
+    world.flush();
+    assert_eq!(world.cause_count("disk-full"), 2, "what changed after the claim has a gap above it");
+    std::fs::remove_file(&filler).unwrap();
+    world.wait_for_line("there is room on the disk");
+    change(1500);
+    world.flush();
+    assert_eq!(world.changes().len(), 500, "from here on every change has an entry again");
+    let reserve = std::fs::metadata(disk.point.join("state/journal.reserve")).unwrap();
+    assert_eq!(reserve.len(), 4 << 20);
+    assert_eq!(world.stats()["status"]["filesystems"][0]["last_error"], "");
     assert_eq!(world.stop(), 0);
 }
 

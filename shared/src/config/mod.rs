@@ -21,6 +21,8 @@ pub struct Config {
     pub file: PathBuf,
     pub state_dir: PathBuf,
     pub runtime_dir: PathBuf,
+    /// Rows of the journal above which it is collapsed.
+    pub max_entries: u64,
     pub roots: Vec<Root>,
     pub legs: Vec<Leg>,
 }
@@ -190,6 +192,7 @@ path = "/mnt/disk2/space"
     fn a_good_file_is_understood() {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.roots[0].path, Path::new("/space"));
+        assert_eq!(config.max_entries, 500_000);
         let leg = config.leg("b2").unwrap();
         assert_eq!(leg.roots[0].prefix.as_bytes(), b"mirror/space");
         assert_eq!(leg.guard.delete_bytes, Some(10 << 30));
@@ -223,6 +226,7 @@ path = "/mnt/disk2/space"
             ("name = \"space\"", "name = \"Space\"", "Space"),
             ("\"*.tmp\"", "\"a[z-a]\"", "a[z-a]"),
             ("prefix = \"mirror/space\"", "prefix = \"../x\"", "`..`"),
+            ("[[root]]", "max_entries = 10\n[[root]]", "`max_entries` must lie between 1000 and 100000000"),
         ] {
             let message = error(&GOOD.replacen(from, to, 1));
             assert!(message.contains(needle), "{from} -> {to}: {message}");

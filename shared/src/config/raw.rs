@@ -9,6 +9,7 @@ use toml::Spanned;
 use super::types::{AbsolutePath, ByteSize, Name};
 use super::{B2Leg, Config, ConfigError, Deletes, DirLeg, GuardLimits, Leg, LegKind, LegRoot, Root};
 use crate::identity::Identity;
+use crate::limits;
 use crate::path::RelPath;
 use crate::rules::Rules;
 
@@ -23,6 +24,7 @@ const DEFAULT_TRASH_DAYS: u32 = 30;
 struct RawConfig {
     state_dir: Option<Spanned<AbsolutePath>>,
     runtime_dir: Option<Spanned<AbsolutePath>>,
+    max_entries: Option<Spanned<u64>>,
     #[serde(default)]
     root: Vec<RawRoot>,
     #[serde(default)]
@@ -123,6 +125,14 @@ fn build(file: &Path, raw: RawConfig) -> Result<Config, Finding> {
     }
     let state_dir = build_own_dir("state_dir", raw.state_dir, DEFAULT_STATE_DIR, &roots, &paths_at)?;
     let runtime_dir = build_own_dir("runtime_dir", raw.runtime_dir, DEFAULT_RUNTIME_DIR, &roots, &paths_at)?;
+    let max_entries = match &raw.max_entries {
+        Some(n) if !limits::ENTRIES_MAX_RANGE.contains(n.get_ref()) => {
+            let (least, most) = (limits::ENTRIES_MAX_RANGE.start(), limits::ENTRIES_MAX_RANGE.end());
+            return Err(at(n, format!("`max_entries` must lie between {least} and {most}")));
+        }
+        Some(n) => *n.get_ref(),
+        None => limits::ENTRIES_MAX,
+    };
     let mut legs: Vec<Leg> = Vec::new();
     for raw_leg in raw.leg {
         let name = &raw_leg.name;
@@ -134,7 +144,7 @@ fn build(file: &Path, raw: RawConfig) -> Result<Config, Finding> {
         check_places(&leg, &legs).map_err(|message| Finding { at: roots_at, message })?;
         legs.push(leg);
     }
-    Ok(Config { file: file.to_owned(), state_dir, runtime_dir, roots, legs })
+    Ok(Config { file: file.to_owned(), state_dir, runtime_dir, max_entries, roots, legs })
 }
 
 /// Nothing below a directory of our own is tracked, so none may hold a root. The other way round is allowed.

@@ -2,8 +2,10 @@
 
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
+use super::bound::{lowest_cursor, prune_to};
 use super::coalesce::{Coalesce, Decision, Watermarks};
 use super::generation::{Generation, record};
+use super::leg::Leg;
 use super::{Journal, RootId, head};
 use crate::database::DatabaseError;
 use crate::entry::{Cause, Handle, Mask, Scope};
@@ -69,8 +71,9 @@ pub struct Appended {
     pub rows: u64,
     /// Changes that an unclaimed row covered.
     pub coalesced: u64,
-    /// The newest seq after the transaction.
+    /// The newest seq after the transaction, and the highest pruned one.
     pub head: u64,
+    pub floor: u64,
 }
 
 impl Journal {
@@ -86,8 +89,9 @@ impl Journal {
             let marks = watermarks(tx)?;
             let appended = append_changes(tx, remembered, &marks, &batch.changes, at_ns)?;
             for doubt in &batch.doubts {
-                tx.prepare_cached("INSERT OR REPLACE INTO doubt(fs, handle, epoch) VALUES (?1, ?2, ?3)")?
-                    .execute(params![doubt.fs, doubt.handle.to_blob(), doubt.epoch])?;
+                let sql = "INSERT OR REPLACE INTO doubt(fs, handle, epoch) VALUES (?1, ?2, ?3)";
+                let row = params![doubt.fs, doubt.handle.to_blob(), doubt.epoch];
+                assert_eq!(tx.prepare_cached(sql)?.execute(row)?, 1, "a doubt that is not stored is lost");
             }
             for (fs, handle) in &batch.settled {
                 tx.prepare_cached("DELETE FROM doubt WHERE fs = ?1 AND handle = ?2")?
@@ -97,8 +101,13 @@ impl Journal {
                 record(tx, *root, generation)?;
             }
             if let Some(mark) = &batch.intake {
-                tx.prepare_cached("INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)")?
-                    .execute(params![mark.fs, mark.buffer_id, mark.epoch])?;
+                let sql = "INSERT OR REPLACE INTO intake(fs, buffer_id, epoch) VALUES (?1, ?2, ?3)";
+                let row = params![mark.fs, mark.buffer_id, mark.epoch];
+                assert_eq!(
+                    tx.prepare_cached(sql)?.execute(row)?,
+                    1,
+                    "a mark that is not stored would count twice"
+                );
             }
             kill::point("transaction");
             Ok(appended)
@@ -116,22 +125,14 @@ impl Journal {
     }
 
     /// Drops the rows that every leg in `legs` has acked. Legs without a row hold nothing back (their first run is
-    /// a full pass), nor do rows of legs not named here. Without any such leg nothing is dropped.
+    /// a full pass), nor do rows of legs not named here. Without any such leg nothing is dropped, and where there is
+    /// nothing to drop nothing is written.
     pub fn prune(&mut self, legs: &[String]) -> Result<u64, DatabaseError> {
-        self.write("prune entries", |tx| {
-            let mut acked = Vec::new();
-            let mut statement = tx.prepare_cached("SELECT name, acked FROM leg")?;
-            for row in statement.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, u64>(1)?)))? {
-                let (name, seq) = row?;
-                if legs.contains(&name) {
-                    acked.push(seq);
-                }
-            }
-            let Some(floor) = acked.into_iter().min() else { return Ok(0) };
-            let dropped = tx.execute("DELETE FROM entry WHERE seq <= ?1", [floor])?;
-            tx.execute("UPDATE meta SET floor = max(floor, ?1)", [floor])?;
-            Ok(dropped as u64)
-        })
+        let (_, floor) = self.head_and_floor()?;
+        match lowest_cursor(&self.conn, legs).map_err(self.fail("read the legs"))? {
+            Some(lowest) if lowest > floor => self.write("prune entries", |tx| prune_to(tx, lowest)),
+            _ => Ok(0),
+        }
     }
 
     /// The last batch that was taken from a filesystem's buffer.
@@ -162,19 +163,11 @@ impl Journal {
     }
 }
 
-fn watermarks(tx: &Transaction<'_>) -> rusqlite::Result<Watermarks> {
-    let mut marks = Watermarks {
-        legs: Vec::new(),
-        spoken_for: tx.query_row("SELECT floor FROM meta", [], |r| r.get(0))?,
-    };
-    let mut statement = tx.prepare_cached("SELECT claimed, acked, collapsed_to FROM leg")?;
-    let mut rows = statement.query([])?;
-    while let Some(r) = rows.next()? {
-        let (claimed, acked, collapsed): (u64, u64, u64) = (r.get(0)?, r.get(1)?, r.get(2)?);
-        marks.legs.push((claimed, acked));
-        marks.spoken_for = marks.spoken_for.max(claimed).max(collapsed);
-    }
-    Ok(marks)
+pub(super) fn watermarks(tx: &Transaction<'_>) -> rusqlite::Result<Watermarks> {
+    let floor: u64 = tx.prepare_cached("SELECT floor FROM meta")?.query_row([], |r| r.get(0))?;
+    let legs: Vec<(u64, u64)> = Leg::all(tx)?.iter().map(|leg| (leg.claimed, leg.cursor())).collect();
+    let spoken_for = legs.iter().fold(floor, |most, &(claimed, cursor)| most.max(claimed).max(cursor));
+    Ok(Watermarks { legs, floor, spoken_for })
 }
 
 pub(super) fn append_changes(
@@ -184,7 +177,7 @@ pub(super) fn append_changes(
     changes: &[Change],
     at_ns: i64,
 ) -> rusqlite::Result<Appended> {
-    let mut done = Appended { head: head(tx)?, ..Appended::default() };
+    let mut done = Appended { head: head(tx)?, floor: marks.floor, ..Appended::default() };
     let unacked_from = marks.legs.iter().map(|l| l.1).min().unwrap_or(0);
     let mut delete = tx.prepare_cached("DELETE FROM entry WHERE seq = ?1 RETURNING at_ns")?;
     let mut insert = tx.prepare_cached(
@@ -221,6 +214,8 @@ pub(super) fn append_changes(
         assert_eq!(stored, 1, "an INSERT that stores nothing would be a lost change");
         remembered.stage(key, done.head, mask);
     }
-    tx.execute("UPDATE meta SET head = ?1", [done.head])?;
+    if done.rows > 0 {
+        tx.execute("UPDATE meta SET head = ?1", [done.head])?;
+    }
     Ok(done)
 }

@@ -23,8 +23,10 @@ struct Known {
 /// Where the legs stand, read in the same transaction.
 #[derive(Debug, Clone, Default)]
 pub struct Watermarks {
-    /// (claimed, acked) of every leg.
+    /// (claimed, cursor) of every leg.
     pub legs: Vec<(u64, u64)>,
+    /// The highest pruned seq.
+    pub floor: u64,
     /// No row at or below may cover a new event: the highest claim, collapse and pruned seq.
     pub spoken_for: u64,
 }
@@ -37,12 +39,25 @@ pub enum Decision {
     Append { mask: Mask, replaces: Option<u64> },
 }
 
-/// The bounded set. One per writer; a full set starts anew, which only costs some more rows.
+/// The bounded set. One per writer. It has two halves: when the younger is full, the older is forgotten, which only
+/// costs some more rows.
 #[derive(Debug)]
 pub struct Coalesce {
     seed: u64,
-    known: HashMap<u128, Known>,
+    young: HashMap<u128, Known>,
+    old: HashMap<u128, Known>,
     staged: HashMap<u128, Known>,
+}
+
+/// Paths in a half.
+const HALF: usize = limits::COALESCE_PATHS_MAX / 2;
+/// What the table keeps for each place beside the entry: one byte.
+const PLACE_BYTES: usize = size_of::<(u128, Known)>() + 1;
+const _: () = assert!(2 * places(HALF) * PLACE_BYTES <= limits::COALESCE_BYTES_MAX);
+
+/// Places in the table of so many entries: a power of two, of which seven eighths are used.
+const fn places(entries: usize) -> usize {
+    (entries * 8).div_ceil(7).next_power_of_two()
 }
 
 /// For [`key`]: nobody outside knows it.
@@ -81,7 +96,8 @@ pub fn key_of(
 
 impl Default for Coalesce {
     fn default() -> Coalesce {
-        Coalesce { seed: random_seed(), known: HashMap::new(), staged: HashMap::new() }
+        let (young, old, staged) = Default::default();
+        Coalesce { seed: random_seed(), young, old, staged }
     }
 }
 
@@ -91,14 +107,15 @@ impl Coalesce {
     }
 
     pub fn decide(&self, key: u128, mask: Mask, marks: &Watermarks) -> Decision {
-        let Some(old) = self.staged.get(&key).or_else(|| self.known.get(&key)) else {
+        let newest = [&self.staged, &self.young, &self.old].into_iter().find_map(|part| part.get(&key));
+        let Some(old) = newest else {
             return Decision::Append { mask, replaces: None };
         };
         if old.seq > marks.spoken_for && old.mask.contains(mask) {
             return Decision::Covered;
         }
         // A row that some leg has claimed and not acked is being looked at: it must stay until that leg is done.
-        let free = marks.legs.iter().all(|&(claimed, acked)| acked >= old.seq || claimed < old.seq);
+        let free = marks.legs.iter().all(|&(claimed, cursor)| cursor >= old.seq || claimed < old.seq);
         if free {
             Decision::Append { mask: mask | old.mask, replaces: Some(old.seq) }
         } else {
@@ -113,10 +130,16 @@ impl Coalesce {
 
     /// The transaction committed.
     pub fn commit(&mut self) {
-        if self.known.len() + self.staged.len() > limits::COALESCE_PATHS_MAX {
-            self.known.clear();
+        if self.young.len() + self.staged.len() > HALF {
+            self.old = std::mem::take(&mut self.young);
         }
-        self.known.extend(self.staged.drain());
+        let staged = std::mem::take(&mut self.staged);
+        if staged.len() > HALF {
+            // What is not remembered must not be remembered as it was before either.
+            self.old = HashMap::new();
+        } else {
+            self.young.extend(staged);
+        }
     }
 
     /// The transaction did not commit: what it staged never was.
@@ -133,7 +156,7 @@ mod tests {
     use crate::path::RelPath;
 
     fn marks(legs: &[(u64, u64)]) -> Watermarks {
-        Watermarks { legs: legs.to_vec(), spoken_for: legs.iter().map(|l| l.0).max().unwrap_or(0) }
+        Watermarks { legs: legs.to_vec(), floor: 0, spoken_for: legs.iter().map(|l| l.0).max().unwrap_or(0) }
     }
 
     fn change(root: i64, path: &str, scope: Scope) -> Change {
@@ -184,7 +207,7 @@ mod tests {
     #[test]
     fn a_pruned_or_collapsed_row_covers_nothing() {
         let set = set_with(10, Mask::MODIFY);
-        let marks = Watermarks { legs: vec![(3, 3)], spoken_for: 10 };
+        let marks = Watermarks { legs: vec![(3, 3)], floor: 10, spoken_for: 10 };
         assert!(matches!(set.decide(1, Mask::MODIFY, &marks), Decision::Append { .. }));
     }
 
@@ -195,6 +218,33 @@ mod tests {
         assert_eq!(set.decide(1, Mask::MODIFY, &marks(&[(9, 9)])), Decision::Covered);
         set.roll_back();
         assert!(matches!(set.decide(1, Mask::MODIFY, &marks(&[(9, 9)])), Decision::Append { .. }));
+    }
+
+    #[test]
+    fn the_set_stays_within_its_bytes_and_knows_the_newest_paths() {
+        let mut set = Coalesce::default();
+        for seq in 1..=(limits::COALESCE_PATHS_MAX as u64 * 3) {
+            set.stage(u128::from(seq), seq, Mask::MODIFY);
+            if seq % 1_000 == 0 {
+                set.commit();
+                let known = |back: u64| set.decide(u128::from(seq - back), Mask::MODIFY, &marks(&[(0, 0)]));
+                assert_eq!(known(0), Decision::Covered);
+                assert_eq!(known((HALF as u64 - 2_000).min(seq - 1)), Decision::Covered, "seq {seq}");
+            }
+        }
+        let places = places(set.young.capacity()) + places(set.old.capacity());
+        assert!(places * PLACE_BYTES <= limits::COALESCE_BYTES_MAX, "{places} places");
+    }
+
+    #[test]
+    fn of_a_transaction_that_is_larger_than_the_set_nothing_old_is_believed() {
+        let mut set = set_with(1, Mask::MODIFY);
+        (0..=HALF as u128).for_each(|key| set.stage(key, 2, Mask::MODIFY));
+        set.commit();
+        assert!(matches!(
+            set.decide(1, Mask::MODIFY, &marks(&[(0, 0)])),
+            Decision::Append { replaces: None, .. }
+        ));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use rusqlite::{Transaction, params};
 
+use super::bound::bound_deferred;
 use super::{Journal, RootId, read_mask, read_path};
 use crate::database::DatabaseError;
 use crate::entry::{Mask, Scope, stored_enum};
@@ -101,17 +102,29 @@ impl Journal {
         limit: usize,
     ) -> Result<Vec<Deferred>, DatabaseError> {
         let far = now_ns.saturating_add(limits::BACKOFF_MAX.as_nanos() as i64);
-        let sql = "SELECT root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error
-                   FROM deferred WHERE leg = ?1 AND root = ?2 AND (not_before_ns <= ?3 OR not_before_ns > ?4)
-                   ORDER BY seq DESC LIMIT ?5";
-        self.select_deferred(sql, params![leg, root.0, now_ns, far, limit])
+        let sql = format!(
+            "SELECT {COLUMNS} FROM deferred
+             WHERE leg = ?1 AND root = ?2 AND (not_before_ns <= ?3 OR not_before_ns > ?4)
+             ORDER BY seq DESC LIMIT ?5"
+        );
+        self.select_deferred(&sql, params![leg, root.0, now_ns, far, limit])
+    }
+
+    /// The roots of which a full pass may begin now.
+    pub fn full_passes_due(&self, leg: &str, now_ns: i64) -> Result<Vec<RootId>, DatabaseError> {
+        let far = now_ns.saturating_add(limits::BACKOFF_MAX.as_nanos() as i64);
+        let sql = format!(
+            "SELECT {COLUMNS} FROM deferred
+             WHERE leg = ?1 AND scope = ?2 AND (not_before_ns <= ?3 OR not_before_ns > ?4)"
+        );
+        let rows = self.select_deferred(&sql, params![leg, Scope::Full, now_ns, far])?;
+        Ok(rows.into_iter().map(|row| row.key.root).collect())
     }
 
     /// All rows of a leg, oldest first.
     pub fn deferred(&self, leg: &str, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
-        let sql = "SELECT root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error
-                   FROM deferred WHERE leg = ?1 ORDER BY since_ns, path LIMIT ?2";
-        self.select_deferred(sql, params![leg, limit])
+        let sql = format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 ORDER BY since_ns, path LIMIT ?2");
+        self.select_deferred(&sql, params![leg, limit])
     }
 
     /// How much is owed, by class.
@@ -158,7 +171,7 @@ impl Journal {
 
     /// Writes rows outside an ack (a failed attempt, a rule change).
     pub fn defer(&mut self, leg: &str, rows: &[NewDeferred]) -> Result<(), DatabaseError> {
-        self.write("defer", |tx| rows.iter().try_for_each(|row| upsert(tx, leg, row)))
+        self.write("defer", |tx| owe(tx, leg, rows))
     }
 
     /// Removes the rows that still have the seq they were read with; returns how many did.
@@ -203,16 +216,33 @@ impl Journal {
     }
 }
 
+/// What a leg could not do, within the bound of what it may owe.
+pub(super) fn owe(tx: &Transaction<'_>, leg: &str, rows: &[NewDeferred]) -> rusqlite::Result<()> {
+    rows.iter().try_for_each(|row| upsert(tx, leg, row))?;
+    if rows.is_empty() { Ok(()) } else { bound_deferred(tx, leg, limits::DEFERRED_ROWS_MAX) }
+}
+
+/// In the place of what stands there.
+pub(super) fn insert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusqlite::Result<()> {
+    store(tx, leg, row, &format!("INSERT OR REPLACE {INTO}"))
+}
+
 pub(super) fn upsert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "INSERT INTO deferred(leg, root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
-         ON CONFLICT(leg, root, path, scope) DO UPDATE SET
+    let sql = format!(
+        "INSERT {INTO} ON CONFLICT(leg, root, path, scope) DO UPDATE SET
              seq = max(seq, excluded.seq), mask = mask | excluded.mask, since_ns = min(since_ns, excluded.since_ns),
              attempts = attempts + excluded.attempts, not_before_ns = excluded.not_before_ns,
-             class = excluded.class, last_error = excluded.last_error",
-    )?
-    .execute(params![
+             class = excluded.class, last_error = excluded.last_error"
+    );
+    store(tx, leg, row, &sql)
+}
+
+const INTO: &str =
+    "INTO deferred(leg, root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+
+fn store(tx: &Transaction<'_>, leg: &str, row: &NewDeferred, sql: &str) -> rusqlite::Result<()> {
+    let stored = tx.prepare_cached(sql)?.execute(params![
         leg,
         row.root.0,
         row.path.as_bytes(),
@@ -225,7 +255,18 @@ pub(super) fn upsert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusq
         row.class,
         row.last_error
     ])?;
+    assert_eq!(stored, 1, "an INSERT that stores nothing would forget what is owed");
     Ok(())
+}
+
+/// What [`read_deferred`] and [`owed_row`] take, in this order.
+pub(super) const COLUMNS: &str =
+    "root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error";
+
+pub(super) fn owed_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<NewDeferred> {
+    let Deferred { key, seq, mask, since_ns, attempts, not_before_ns, class, last_error } = read_deferred(r)?;
+    let DeferredKey { root, path, scope } = key;
+    Ok(NewDeferred { root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error })
 }
 
 fn read_deferred(r: &rusqlite::Row<'_>) -> rusqlite::Result<Deferred> {

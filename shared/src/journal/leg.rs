@@ -1,11 +1,11 @@
 //! A leg's side: claim before the first look, read from acked, ack after the catalog has it. And the check which
 //! database belongs to which, so that a lost, restored, copied or recreated one is harmless.
 
-use rusqlite::{OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
-use super::deferred::{NewDeferred, upsert};
+use super::deferred::{NewDeferred, owe, upsert};
 use super::linked::withdraw_all;
-use super::{Class, Journal, JournalId, RootId, head};
+use super::{Class, Journal, JournalId, RootId, bump_head, head, history};
 use crate::database::DatabaseError;
 use crate::entry::{Mask, Scope};
 use crate::path::RelPath;
@@ -20,8 +20,20 @@ pub struct Leg {
     pub last_run: u64,
     pub claimed: u64,
     pub acked: u64,
+    /// Up to here a collapse made deferred rows of what it had not acked.
     pub collapsed_to: u64,
     pub last_ack_ns: i64,
+}
+
+impl Leg {
+    /// What lies at or below is done, or stands in its deferred rows.
+    pub fn cursor(&self) -> u64 {
+        self.acked.max(self.collapsed_to)
+    }
+
+    pub(super) fn all(conn: &Connection) -> rusqlite::Result<Vec<Leg>> {
+        conn.prepare_cached(&format!("{SELECT_LEG} ORDER BY name"))?.query_map([], read_leg)?.collect()
+    }
 }
 
 /// A root of the leg, as its catalog knows it.
@@ -62,7 +74,7 @@ fn mismatch(
         Some("the catalog is not the one this journal knows")
     } else if catalog.journal_id != Some(journal) {
         Some("the journal is not the one this catalog knows")
-    } else if leg.acked < floor {
+    } else if leg.cursor() < floor {
         Some("entries that this leg had not read were pruned")
     } else if catalog.acked < leg.acked {
         Some("the catalog is older than the journal")
@@ -75,11 +87,22 @@ fn mismatch(
 
 impl Journal {
     pub fn leg(&self, name: &str) -> Result<Option<Leg>, DatabaseError> {
-        self.conn.query_row(SELECT_LEG, [name], read_leg).optional().map_err(self.fail("read a leg"))
+        let row = self.conn.query_row(&format!("{SELECT_LEG} WHERE name = ?1"), [name], read_leg);
+        row.optional().map_err(self.fail("read a leg"))
+    }
+
+    /// Whether a catalog of this id can be this leg's: the one its row names or, before its first run, one that no other
+    /// leg's row names.
+    pub fn may_have_catalog(&self, leg: &str, catalog_id: [u8; 16]) -> Result<bool, DatabaseError> {
+        let legs = Leg::all(&self.conn).map_err(self.fail("read the legs"))?;
+        Ok(match legs.iter().find(|known| known.name == leg) {
+            Some(known) => known.catalog_id == catalog_id,
+            None => legs.iter().all(|known| known.catalog_id != catalog_id),
+        })
     }
 
     /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
-    /// together writes one row of scope `full` per root, all in one transaction. A root that is new to the leg, or
+    /// together writes one row of scope `full` per root, with a line for people, all in one transaction. A root that is new to the leg, or
     /// that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left goes.
     pub fn attach_leg(
         &mut self,
@@ -92,7 +115,7 @@ impl Journal {
         self.write("attach a leg", |tx| {
             let (head, floor): (u64, u64) =
                 tx.query_row("SELECT head, floor FROM meta", [], |r| Ok((r.get(0)?, r.get(1)?)))?;
-            let known = tx.query_row(SELECT_LEG, [name], read_leg).optional()?;
+            let known = Leg::all(tx)?.into_iter().find(|leg| leg.name == name);
             let full_pass = mismatch(known.as_ref(), catalog, journal_id, head, floor);
             // A new leg begins at the head: the full pass looks at everything after this moment.
             let mut leg = known.unwrap_or(Leg {
@@ -110,8 +133,11 @@ impl Journal {
                 leg.writer_ids.insert(0, hex(&rand::random::<[u8; 8]>()));
             }
             leg.catalog_id = catalog.catalog_id;
-            leg.acked = leg.acked.max(floor).min(head);
-            leg.claimed = leg.claimed.max(leg.acked);
+            // Only where entries are missing: a collapse leaves the cursor to the leg, and its copy in the catalog fits.
+            if leg.cursor() < floor {
+                leg.acked = floor;
+            }
+            leg.claimed = leg.claimed.max(leg.cursor());
             leg.last_run += 1;
             forget_roots_that_left(tx, name, roots)?;
             withdraw_linked(tx, name, roots, full_pass.is_some())?;
@@ -120,6 +146,8 @@ impl Journal {
                 let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
                 if let Some(reason) = reason {
                     upsert(tx, name, &full_pass_row(root.id, head, now_ns, reason))?;
+                    let text = format!("leg {name}: full pass, {reason}");
+                    history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
                 }
             }
             store_leg(tx, &leg)?;
@@ -136,13 +164,13 @@ impl Journal {
         why: &str,
     ) -> Result<(), DatabaseError> {
         self.write("request a full pass", |tx| {
-            tx.execute("UPDATE meta SET head = head + 1", [])?;
+            let seq = bump_head(tx)?;
             // Everything is about to be compared: what waited for its time is due with it.
             tx.execute(
                 "UPDATE deferred SET not_before_ns = 0 WHERE leg = ?1 AND root = ?2",
                 params![leg, root.0],
             )?;
-            upsert(tx, leg, &full_pass_row(root, head(tx)?, now_ns, why))
+            upsert(tx, leg, &full_pass_row(root, seq, now_ns, why))
         })
     }
 
@@ -156,7 +184,8 @@ impl Journal {
     }
 
     /// Moves the cursor: what is owed of the entries up to `upto` stands in `deferred`, the rest is done. To be
-    /// called after the catalog committed.
+    /// called after the catalog committed. A leg from under which entries were pruned before it read them (the tracker
+    /// does not know it any more) keeps its cursor, and its next run is a full pass.
     pub fn ack(
         &mut self,
         leg: &str,
@@ -165,11 +194,10 @@ impl Journal {
         now_ns: i64,
     ) -> Result<(), DatabaseError> {
         self.write("ack", |tx| {
-            for row in deferred {
-                upsert(tx, leg, row)?;
-            }
+            owe(tx, leg, deferred)?;
             tx.execute(
-                "UPDATE leg SET acked = max(acked, ?2), claimed = max(claimed, ?2), last_ack_ns = ?3 WHERE name = ?1",
+                "UPDATE leg SET acked = max(acked, ?2), claimed = max(claimed, ?2), last_ack_ns = ?3
+                 WHERE name = ?1 AND max(acked, collapsed_to) >= (SELECT floor FROM meta)",
                 params![leg, upto, now_ns],
             )?;
             Ok(())
@@ -205,6 +233,10 @@ fn forget_roots_that_left(tx: &Transaction<'_>, leg: &str, roots: &[LegRootFacts
     Ok(())
 }
 
+fn root_name(tx: &Transaction<'_>, root: RootId) -> rusqlite::Result<Option<String>> {
+    tx.query_row("SELECT name FROM root WHERE id = ?1", [root.0], |r| r.get(0)).optional()
+}
+
 fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {
     NewDeferred {
         root,
@@ -222,7 +254,7 @@ fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred 
 
 const SELECT_LEG: &str =
     "SELECT name, catalog_id, writer_ids, last_run, claimed, acked, collapsed_to, last_ack_ns
-     FROM leg WHERE name = ?1";
+     FROM leg";
 
 fn read_leg(r: &rusqlite::Row<'_>) -> rusqlite::Result<Leg> {
     let writers: String = r.get(2)?;

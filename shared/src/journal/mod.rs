@@ -1,9 +1,12 @@
 //! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
-//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`,
-//! `doubt`, `session`; a leg its own rows of `leg`, `deferred` and `linked`.
+//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`, `doubt`,
+//! `session`; a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of a laggard.
 
 mod append;
+mod bound;
+mod check;
 mod coalesce;
+mod cover;
 mod deferred;
 mod generation;
 mod leg;
@@ -18,12 +21,13 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
-use crate::database::{self, DatabaseError, Mode};
+use crate::database::{self, DatabaseError, Mode, Watch};
 use crate::entry::{Cause, Handle, Mask, Scope};
 use crate::limits;
 use crate::path::RelPath;
 
 pub use append::{Appended, Change, Commit, Doubt, IntakeMark};
+pub use bound::Bounded;
 pub use coalesce::{Coalesce, key, key_of, random_seed};
 pub use deferred::{Class, Deferred, DeferredKey, DeferredSum, NewDeferred};
 pub use generation::Generation;
@@ -66,6 +70,7 @@ pub struct HistoryRow {
 pub struct Journal {
     conn: Connection,
     path: PathBuf,
+    watch: Watch,
     id: JournalId,
 }
 
@@ -75,7 +80,7 @@ impl Journal {
         let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
         let id: [u8; 16] = rand::random();
         let name = "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)";
-        database::write(&mut conn, path, "name the journal", |tx| tx.execute(name, params![id]))?;
+        database::write(&mut conn, path, None, "name the journal", |tx| tx.execute(name, params![id]))?;
         Self::identified(conn, path)
     }
 
@@ -95,7 +100,13 @@ impl Journal {
         let id = conn
             .query_row("SELECT journal_id FROM meta", [], |r| r.get(0))
             .map_err(|e| DatabaseError::new(path, "read the journal's id", e))?;
-        Ok(Journal { conn, path: path.to_owned(), id: JournalId(id) })
+        let watch = Watch::new(path, &conn, schema::MIGRATIONS)?;
+        Ok(Journal { conn, path: path.to_owned(), watch, id: JournalId(id) })
+    }
+
+    /// Whether the file is still in its place, with the schema it had.
+    pub fn check_place(&self) -> Result<(), DatabaseError> {
+        self.watch.check(&self.path, &self.conn)
     }
 
     pub fn id(&self) -> JournalId {
@@ -134,11 +145,9 @@ impl Journal {
 
     /// A consistent copy in a new file.
     pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
-        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
-        Ok(())
+        database::copy_to(&self.conn, &self.path, path)
     }
 
-    /// A line for people; the oldest go when there are too many.
     pub fn add_history(
         &mut self,
         at_ns: i64,
@@ -146,17 +155,7 @@ impl Journal {
         root: Option<&str>,
         text: &str,
     ) -> Result<(), DatabaseError> {
-        self.write("write history", |tx| {
-            tx.execute(
-                "INSERT INTO history(at_ns, kind, root, text) VALUES (?1, ?2, ?3, ?4)",
-                params![at_ns, kind, root, text],
-            )?;
-            tx.execute(
-                "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
-                params![limits::HISTORY_ROWS_MAX],
-            )?;
-            Ok(())
-        })
+        self.write("write history", |tx| history(tx, at_ns, kind, root, text))
     }
 
     /// Newest first.
@@ -179,7 +178,7 @@ impl Journal {
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        database::write(&mut self.conn, &self.path, op, work)
+        database::write(&mut self.conn, &self.path, Some(&self.watch), op, work)
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {
@@ -210,6 +209,30 @@ fn read_path(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<RelPath> 
 
 fn read_mask(r: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Mask> {
     Ok(Mask::from_bits_retain(r.get(column)?))
+}
+
+/// A new seq that no entry has.
+fn bump_head(tx: &Transaction<'_>) -> rusqlite::Result<u64> {
+    tx.query_row("UPDATE meta SET head = head + 1 RETURNING head", [], |r| r.get(0))
+}
+
+/// A line for people; the oldest go when there are too many.
+fn history(
+    tx: &Transaction<'_>,
+    at_ns: i64,
+    kind: &str,
+    root: Option<&str>,
+    text: &str,
+) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT INTO history(at_ns, kind, root, text) VALUES (?1, ?2, ?3, ?4)",
+        params![at_ns, kind, root, text],
+    )?;
+    tx.execute(
+        "DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?1",
+        params![limits::HISTORY_ROWS_MAX],
+    )?;
+    Ok(())
 }
 
 /// The head within a transaction.

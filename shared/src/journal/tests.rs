@@ -1,5 +1,8 @@
 //! The journal as its users see it: what is committed, claimed, read, acked, owed and pruned.
 
+mod bound;
+mod coverage;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -19,7 +22,10 @@ fn roots(text: &str) -> Vec<crate::config::Root> {
 }
 
 fn world() -> World {
-    let dir = tempfile::tempdir().unwrap();
+    world_in(tempfile::tempdir().unwrap())
+}
+
+fn world_in(dir: TempDir) -> World {
     let mut journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
     let root = journal.put_roots(&roots(CONFIG), 1).unwrap()[0].id;
     World { _dir: dir, journal, set: Coalesce::default(), root }
@@ -226,6 +232,65 @@ fn a_row_stamped_far_in_the_future_is_due_now() {
     assert!(due.contains(&path("f")) && !due.contains(&path("g")), "{due:?}");
 }
 
+/// What the other user of the file may do to it while it is in use.
+fn planted(sql: &str) -> (World, Result<Appended, DatabaseError>) {
+    let mut w = world();
+    let other = rusqlite::Connection::open(w.journal.path()).unwrap();
+    other.execute_batch(sql).unwrap();
+    let commit = Commit { changes: vec![Change::gap(w.root, Cause::Overflow)], ..Commit::default() };
+    let done = w.journal.append(&mut w.set, &commit, 1);
+    (w, done)
+}
+
+#[test]
+fn what_another_user_plants_while_the_journal_is_in_use_is_noticed_and_not_obeyed() {
+    for (name, sql) in [
+        ("t1", "CREATE TRIGGER t1 BEFORE INSERT ON entry BEGIN SELECT RAISE(IGNORE); END"),
+        ("v1", "CREATE VIEW v1 AS SELECT * FROM entry"),
+        ("i1", "CREATE UNIQUE INDEX i1 ON doubt(fs)"),
+        ("renamed", "ALTER TABLE entry RENAME TO renamed; CREATE VIEW entry AS SELECT * FROM renamed"),
+        ("extra", "ALTER TABLE leg ADD COLUMN extra"),
+    ] {
+        let (mut w, done) = planted(sql);
+        let error = done.unwrap_err();
+        assert!(matches!(&error, DatabaseError::Foreign { what, .. } if what.contains(name)), "{error}");
+        assert!(matches!(w.journal.claim("b2"), Err(DatabaseError::Foreign { .. })), "{name}");
+    }
+}
+
+#[test]
+fn once_what_was_planted_is_away_the_journal_goes_on_by_itself() {
+    let (mut w, done) = planted("CREATE TRIGGER t1 BEFORE INSERT ON entry BEGIN SELECT RAISE(IGNORE); END");
+    assert!(done.is_err());
+    let other = rusqlite::Connection::open(w.journal.path()).unwrap();
+    other.execute_batch("DROP TRIGGER t1; VACUUM").unwrap();
+    assert_eq!(w.changed("f", Mask::MODIFY, 1).rows, 1);
+}
+
+#[test]
+fn a_trigger_does_not_run_even_before_it_is_noticed() {
+    let w = world();
+    let other = rusqlite::Connection::open(w.journal.path()).unwrap();
+    other
+        .execute_batch("CREATE TRIGGER t1 BEFORE INSERT ON history BEGIN SELECT RAISE(IGNORE); END")
+        .unwrap();
+    let insert = "INSERT INTO history(at_ns, kind, text) VALUES (0, 'test', 'x')";
+    assert_eq!(w.journal.conn.execute(insert, []).unwrap(), 1);
+}
+
+#[test]
+fn a_journal_that_is_replaced_while_it_is_in_use_takes_nothing_more() {
+    let mut w = world();
+    let path = w.journal.path().to_owned();
+    std::fs::rename(&path, path.with_extension("old")).unwrap();
+    let commit = Commit { changes: vec![Change::gap(w.root, Cause::Overflow)], ..Commit::default() };
+    for _ in 0..2 {
+        let error = w.journal.append(&mut w.set, &commit, 1).unwrap_err();
+        assert!(matches!(error, DatabaseError::Replaced { .. }) && !error.is_permanent(), "{error}");
+        drop(Journal::create_or_open(&path));
+    }
+}
+
 #[test]
 fn doubts_stand_and_go_with_their_batch() {
     let mut w = world();
@@ -257,6 +322,38 @@ fn every_kind_of_name_survives_the_journal() {
     for name in names {
         assert!(read.iter().any(|p| p.as_bytes() == name));
     }
+}
+
+#[test]
+fn a_journal_of_schema_version_1_is_opened_with_all_that_is_in_it() {
+    let schema = include_str!("tests/v1.sql");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch(schema).unwrap();
+    let journal = Journal::create_or_open(&path).unwrap();
+    assert_eq!(journal.id(), JournalId(std::array::from_fn(|i| i as u8 + 1)));
+    assert_eq!(journal.head_and_floor().unwrap(), (5, 2));
+    let rows = journal.read(0, 100, 100).unwrap();
+    let paths: Vec<&[u8]> = rows.iter().map(|e| e.path.as_bytes()).collect();
+    assert_eq!(paths, [&b"a/b\xff"[..], b"", b""]);
+    assert_eq!(rows[1].handle, Some(Handle { kind: 1, bytes: vec![7] }));
+    assert_eq!(
+        (rows[2].scope, rows[2].cause, rows[2].mask),
+        (Scope::Subtree, Cause::Overflow, Mask::UNKNOWN)
+    );
+    let leg = journal.leg("b2").unwrap().unwrap();
+    assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len()), (4, 3, 9, 2));
+    let owed = journal.deferred("b2", 10).unwrap();
+    assert_eq!((owed.len(), owed[0].class, owed[0].attempts), (1, Class::Busy, 2));
+    assert_eq!(journal.doubts("ext4 x").unwrap()[0].epoch, 12);
+    let root = &journal.roots().unwrap()[0];
+    assert_eq!(
+        (root.name.as_str(), root.rules.as_str(), root.epoch, root.state),
+        ("space", "*.tmp", 3, RootState::Ok)
+    );
+    assert_eq!(journal.history(10).unwrap()[0].text, "ext4 x: start");
+    // And it goes on.
+    Journal::create_or_open(&path).unwrap().claim("b2").unwrap();
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Catalog {
         let id: [u8; 16] = rand::random();
         let name =
             "INSERT OR IGNORE INTO meta(one, catalog_id, acked, revision, recorded) VALUES (1, ?1, 0, 0, 0)";
-        database::write(&mut conn, path, "name the catalog", |tx| tx.execute(name, params![id]))?;
+        database::write(&mut conn, path, None, "name the catalog", |tx| tx.execute(name, params![id]))?;
         conn.set_prepared_statement_cache_capacity(64);
         Ok(Catalog { conn, path: path.to_owned() })
     }
@@ -76,6 +76,19 @@ impl Catalog {
             tx.execute("UPDATE meta SET journal_id = ?1, acked = ?2", params![journal.0, acked])?;
             for root in roots {
                 tx.execute("UPDATE root SET acked = ?2 WHERE name = ?1", params![root, acked])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Of roots that are not in the leg now it is not known up to where they were attended to: what they were owed goes
+    /// with them.
+    pub fn keep_roots(&mut self, roots: &[&str]) -> Result<(), DatabaseError> {
+        self.write("forget the cursors of roots that left", |tx| {
+            let mut known = tx.prepare("SELECT name FROM root WHERE acked IS NOT NULL")?;
+            let known: Vec<String> = known.query_map([], |r| r.get(0))?.collect::<rusqlite::Result<_>>()?;
+            for gone in known.iter().filter(|name| !roots.contains(&name.as_str())) {
+                tx.execute("UPDATE root SET acked = NULL WHERE name = ?1", [gone])?;
             }
             Ok(())
         })
@@ -152,8 +165,7 @@ impl Catalog {
 
     /// A consistent copy in a new file.
     pub fn copy_to(&self, path: &Path) -> Result<(), DatabaseError> {
-        self.conn.execute("VACUUM INTO ?1", [path.to_string_lossy()]).map_err(self.fail("copy"))?;
-        Ok(())
+        database::copy_to(&self.conn, &self.path, path)
     }
 
     fn write<T>(
@@ -161,7 +173,7 @@ impl Catalog {
         op: &'static str,
         work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, DatabaseError> {
-        database::write(&mut self.conn, &self.path, op, work)
+        database::write(&mut self.conn, &self.path, None, op, work)
     }
 
     fn fail(&self, op: &'static str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ {

@@ -118,6 +118,7 @@ impl RunError {
 pub fn database_exit(e: &DatabaseError) -> Exit {
     match e {
         DatabaseError::Full { .. } | DatabaseError::Sqlite { .. } => Exit::Failed,
+        DatabaseError::Replaced { .. } => Exit::TryLater,
         _ => Exit::Config,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
-use shared::journal::{Class, Deferred, DeferredKey, Entry, NewDeferred, RootId};
+use shared::journal::{Class, Deferred, DeferredKey, Entry, Leg, NewDeferred, RootId};
 use shared::limits;
 use shared::path::RelPath;
 
@@ -38,15 +38,18 @@ impl Run<'_> {
         // Whatever was renamed since has an entry above the claim only if nothing older is remembered.
         self.grounds.iter().flatten().for_each(|ground| ground.tree.release());
         self.check_rules()?;
-        let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
+        let cursor = self.leg_row.as_ref().map_or(0, Leg::cursor);
         let mut works = Vec::new();
-        let mut after = acked;
+        // Everything in them is compared with the destination's listing right after: before that, what stands there
+        // would be taken for missing and sent again.
+        let compared = self.parts.journal.full_passes_due(&leg, self.parts.clock.wall_ns())?;
+        let mut after = cursor;
         loop {
             let entries = self.parts.journal.read(after, self.head, limits::READ_ROWS_MAX)?;
             let Some(last) = entries.last() else { break };
             after = last.seq;
             self.report.entries += entries.len() as u64;
-            for entry in &entries {
+            for entry in entries.iter().filter(|e| !compared.contains(&e.root)) {
                 self.add_entry(entry, &mut works)?;
             }
         }
@@ -55,7 +58,7 @@ impl Run<'_> {
         self.due_until_ns = None;
         self.owed.clear();
         self.due.clear();
-        self.owe_unproven_roots(acked);
+        self.owe_unproven_roots(cursor);
         Ok(())
     }
 
@@ -87,8 +90,8 @@ impl Run<'_> {
     }
 
     /// All that a root owes while it is not proven is one row.
-    fn owe_unproven_roots(&mut self, acked: u64) {
-        if self.head == acked {
+    fn owe_unproven_roots(&mut self, cursor: u64) {
+        if self.head == cursor {
             return;
         }
         for (root, r) in self.roots.iter().enumerate() {

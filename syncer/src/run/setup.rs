@@ -79,6 +79,8 @@ impl Run<'_> {
     }
 
     pub(super) fn attach(&mut self) -> Result<(), RunError> {
+        let names: Vec<&str> = self.roots.iter().map(|r| r.name.as_str()).collect();
+        self.parts.catalog.keep_roots(&names)?;
         let facts = self.parts.catalog.facts()?;
         let mut roots = Vec::new();
         for root in &self.roots {
@@ -88,9 +90,7 @@ impl Run<'_> {
         let leg = self.parts.leg.name.as_str();
         let attached = self.parts.journal.attach_leg(leg, &facts, &roots, now)?;
         if let Some(reason) = attached.full_pass {
-            let text = format!("leg {leg}: full pass, {reason}");
-            tracing::info!("{text}");
-            self.parts.journal.add_history(now, "full-pass", None, &text)?;
+            tracing::info!("leg {leg}: full pass, {reason}");
         }
         if self.parts.wish.full {
             for root in &self.roots {

@@ -231,9 +231,11 @@ impl Source {
         Ok(())
     }
 
-    /// A new directory was looked at with all below it, because its name was new.
+    /// A new directory was looked at with all below it, because its name was new; but for what every subtree passes
+    /// over because it is on the list itself.
     fn is_covered(&self, work: &Work) -> bool {
-        let mut at = if self.covered.is_empty() { None } else { Some(work.path.clone()) };
+        let single = self.apart.contains(&(work.root, work.path.clone()));
+        let mut at = if self.covered.is_empty() || single { None } else { Some(work.path.clone()) };
         while let Some(path) = at {
             at = path.parent();
             if self.covered.get(&(work.root, path)).is_some_and(|seq| *seq >= work.seq) {

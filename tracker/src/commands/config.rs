@@ -23,6 +23,7 @@ fn show(config: &Config) -> String {
     line("file", config.file.display().to_string());
     line("state_dir", config.state_dir.display().to_string());
     line("runtime_dir", config.runtime_dir.display().to_string());
+    line("max_entries", config.max_entries.to_string());
     for root in &config.roots {
         line("root", format!("{} at {}", root.name, root.path.display()));
         let identity = root.identity.as_ref().map_or("not configured".to_owned(), ToString::to_string);

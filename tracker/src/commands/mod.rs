@@ -5,6 +5,7 @@ mod config;
 mod flush;
 mod health;
 mod identify;
+mod journal;
 mod pending;
 mod stats;
 
@@ -15,6 +16,7 @@ use shared::config::{Config, ConfigError};
 use shared::control::ControlError;
 use shared::database::DatabaseError;
 use shared::exit::Exit;
+use shared::files::WriteError;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Command, Common};
@@ -36,6 +38,8 @@ pub enum CommandError {
     Control(ControlError),
     #[error("The tracker did not flush: {message}")]
     NotFlushed { message: String },
+    #[error(transparent)]
+    Write(#[from] WriteError),
     #[error("{0}")]
     Usage(String),
     #[error("Cannot {op}: {source}")]
@@ -55,8 +59,9 @@ impl CommandError {
             CommandError::Control(ControlError::Refused { retry: false, .. }) | CommandError::Usage(_) => {
                 Exit::Usage
             }
+            CommandError::Write(e) if e.source.kind() == io::ErrorKind::StorageFull => Exit::TryLater,
             CommandError::Control(_) => Exit::TryLater,
-            CommandError::Journal(_) | CommandError::Io { .. } => Exit::Failed,
+            CommandError::Write(_) | CommandError::Journal(_) | CommandError::Io { .. } => Exit::Failed,
         }
     }
 }
@@ -75,6 +80,7 @@ pub fn run(args: Args) -> Result<Exit, anyhow::Error> {
         }
         Command::Flush => flush::run(&config()?, common.verbose > 0)?,
         Command::Identify { subdir, path } => identify::run(&path, subdir)?,
+        Command::Journal { what } => journal::run(&config()?, what)?,
         Command::Config { what } => config::run(&config()?, what)?,
     };
     Ok(exit)

@@ -105,7 +105,7 @@ fn each_page(
     let (head, _) = journal.head_and_floor().map_err(CommandError::Journal)?;
     let row = leg.map(|leg| journal.leg(leg.name.as_str())).transpose().map_err(CommandError::Journal)?;
     // A leg that never ran begins with a full pass and has acked no entry.
-    let mut after = row.flatten().map_or(0, |l| l.acked);
+    let mut after = row.flatten().map_or(0, |l| l.cursor());
     loop {
         let entries = journal.read(after, head, limits::READ_ROWS_MAX).map_err(CommandError::Journal)?;
         let Some(last) = entries.last() else { break };

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use shared::entry::{Cause, Handle};
 use shared::journal::IntakeMark;
+use shared::kill;
 
 use super::buffer::{Buffer, RootMark, Slot};
 use super::records::{Damaged, Record, Records};
@@ -134,7 +135,10 @@ impl EventSource for Fanotify {
             if poisoned {
                 tracing::error!("An event that killed the tracker again and again is skipped");
                 self.lose(Cause::Poison, batch);
-            } else if self.record(record, batch, read) == Err(Lost::NoMount) {
+                continue;
+            }
+            kill::point("translating");
+            if self.record(record, batch, read) == Err(Lost::NoMount) {
                 // Nothing of this batch resolves, and the gap covers all of it.
                 break;
             }

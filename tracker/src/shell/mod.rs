@@ -1,8 +1,11 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
+mod bound;
 mod news;
+mod peer;
 mod process;
+mod room;
 mod server;
 mod slot;
 mod start;
@@ -142,7 +145,9 @@ impl Daemon {
                 Ok(Report::Signal) | Err(RecvTimeoutError::Disconnected) => return true,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.on_time();
+            if !self.on_time() {
+                return false;
+            }
         }
     }
 
@@ -155,7 +160,8 @@ impl Daemon {
         next.saturating_duration_since(now)
     }
 
-    fn on_time(&mut self) {
+    /// False if it cannot go on.
+    fn on_time(&mut self) -> bool {
         let now = Instant::now();
         let all_ready = self.ready == self.slots.len();
         if self.changed && all_ready && now >= self.status_at + STATUS_INTERVAL {
@@ -165,11 +171,14 @@ impl Daemon {
             self.next_tick = now + self.tick;
             self.feed_watchdog();
             self.probe();
+            self.server.regain_room();
             if now >= self.pruned_at + PRUNE_INTERVAL {
                 self.pruned_at = now;
                 self.prune();
             }
+            return self.journal_is_in_place();
         }
+        true
     }
 
     fn probe(&mut self) {
@@ -194,10 +203,22 @@ impl Daemon {
         }
     }
 
-    fn prune(&self) {
-        let legs: Vec<String> = self.config.legs.iter().map(|l| l.name.as_str().to_owned()).collect();
-        if let Err(e) = self.server.prune(&legs) {
+    fn prune(&mut self) {
+        let before = self.server.collapses();
+        if let Err(e) = self.server.tidy() {
             tracing::warn!("{e}");
+        }
+        self.changed |= self.server.collapses() != before;
+    }
+
+    /// False if the journal is not the one that was opened: what is written would be lost with it.
+    fn journal_is_in_place(&self) -> bool {
+        match self.server.check_place() {
+            Err(e @ DatabaseError::Replaced { .. }) => {
+                tracing::error!("{e}");
+                false
+            }
+            _ => true,
         }
     }
 
@@ -215,6 +236,7 @@ impl Daemon {
             probed_boot_ns: self.probed_boot_ns,
             rss_bytes: process::rss_bytes(),
             cpu_ns: process::cpu_ns(),
+            collapses: self.server.collapses(),
             roots: Vec::new(),
             filesystems: Vec::new(),
         };

@@ -19,8 +19,9 @@ use shared::entry::{Cause, Mask, Scope};
 use shared::journal::{Change, Coalesce, Commit, Journal, RootRow};
 use shared::limits;
 
-use super::news::Heads;
-use super::slot::{Flusher, SlotHandle};
+use super::peer::{Door, Peer};
+use super::slot::{Common, Flusher, SlotHandle};
+use crate::rate::Rates;
 
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 64;
@@ -33,12 +34,26 @@ pub struct Server {
     socket: PathBuf,
     roots: BTreeMap<String, RootRow>,
     /// Empty once the tracker stops: the last to close a journal folds its log into it.
-    journal: Mutex<Option<Journal>>,
-    heads: Arc<Heads>,
+    journal: Mutex<Option<Own>>,
+    common: Common,
+    door: Door,
+    asked: Mutex<Asked>,
     slots: OnceLock<Vec<Flusher>>,
     connections: Arc<AtomicUsize>,
     /// Held as long as the process lives.
     _lock: File,
+}
+
+/// The server's own connection to the journal, and what it remembers of what it wrote.
+struct Own {
+    journal: Journal,
+    remembered: Coalesce,
+}
+
+/// What each user has asked for.
+struct Asked {
+    paths: Rates,
+    flushes: Rates,
 }
 
 impl Server {
@@ -46,21 +61,27 @@ impl Server {
         config: &Config,
         roots: BTreeMap<String, RootRow>,
         journal: Journal,
-        heads: Arc<Heads>,
+        common: Common,
+        door: Door,
         lock: File,
     ) -> Server {
+        let paths = Rates::new(limits::ADD_PATHS_PER_SECOND, limits::ADD_PATHS_MAX as u64);
+        let flushes = Rates::new(limits::FLUSHES_PER_SECOND, limits::FLUSH_BURST);
         Server {
             socket: config.control_path(),
             roots,
-            journal: Mutex::new(Some(journal)),
-            heads,
+            journal: Mutex::new(Some(Own { journal, remembered: Coalesce::default() })),
+            common,
+            door,
+            asked: Mutex::new(Asked { paths, flushes }),
             slots: OnceLock::new(),
             connections: Arc::default(),
             _lock: lock,
         }
     }
 
-    /// Who may ask is decided by the mode of the socket: its owner, its group, and root.
+    /// Who may ask is decided by the mode of the socket, and by what the kernel says of each peer: the modes may have
+    /// been loosened.
     pub fn listen(self, slots: &[SlotHandle]) -> io::Result<Arc<Server>> {
         match std::fs::remove_file(&self.socket) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -81,7 +102,7 @@ impl Server {
         }
     }
 
-    fn journal(&self) -> MutexGuard<'_, Option<Journal>> {
+    fn journal(&self) -> MutexGuard<'_, Option<Own>> {
         // A panic inside a transaction rolled it back.
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,27 +110,37 @@ impl Server {
     /// Ends the session and closes the journal.
     pub fn end_session(&self, session: i64, now_ns: i64) -> Result<(), DatabaseError> {
         match self.journal().take() {
-            Some(mut journal) => journal.end_session(session, now_ns),
+            Some(mut own) => own.journal.end_session(session, now_ns),
             None => Ok(()),
         }
     }
 
-    /// Drops what every leg has acked. Writes nothing if there is nothing to drop.
-    pub fn prune(&self, legs: &[String]) -> Result<(), DatabaseError> {
-        let mut guard = self.journal();
-        let Some(journal) = guard.as_mut() else { return Ok(()) };
-        let mut lowest: Option<u64> = None;
-        for leg in legs {
-            if let Some(leg) = journal.leg(leg)? {
-                lowest = Some(lowest.map_or(leg.acked, |l| l.min(leg.acked)));
-            }
+    /// Keeps the journal small.
+    pub fn tidy(&self) -> Result<(), DatabaseError> {
+        let mut own = self.journal();
+        own.as_mut().map_or(Ok(()), |own| self.common.bound.tidy(&mut own.journal))
+    }
+
+    /// Makes the reserve anew if it is spent and there is room.
+    pub fn regain_room(&self) {
+        if !self.common.room.regain() {
+            return;
         }
-        let (_, floor) = journal.head_and_floor()?;
-        if lowest.is_some_and(|lowest| lowest > floor) {
-            let dropped = journal.prune(legs)?;
-            tracing::debug!("{dropped} entries that every leg has acked were dropped");
+        let text = "there is room on the disk with the journal again";
+        tracing::info!("{text}");
+        let mut own = self.journal();
+        let Some(Own { journal, .. }) = own.as_mut() else { return };
+        if let Err(e) = journal.add_history(SystemClock.wall_ns(), "disk-full", None, text) {
+            tracing::warn!("{e}");
         }
-        Ok(())
+    }
+
+    pub fn collapses(&self) -> u64 {
+        self.common.bound.collapses()
+    }
+
+    pub fn check_place(&self) -> Result<(), DatabaseError> {
+        self.journal().as_ref().map_or(Ok(()), |own| own.journal.check_place())
     }
 
     fn accept(self: &Arc<Server>, listener: &UnixListener) {
@@ -142,12 +173,20 @@ impl Server {
 
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         stream.set_write_timeout(Some(PEER_TIMEOUT))?;
+        let peer = Peer::of(stream)?;
+        if !self.door.admits(&peer) {
+            let who = "only root, the tracker's user and the group of its state directory may ask";
+            refuse(stream, &Refusal::wrong(who.to_owned()));
+            return Ok(());
+        }
         let done = match control::read_request(stream, PEER_TIMEOUT)? {
-            Request::Flush => {
+            Request::Flush => self.grant("flushes", peer.uid, 1).and_then(|()| {
                 let late = "it did not get through to every filesystem in time, or is stopping";
                 self.flush().ok_or_else(|| Refusal::later(late))
+            }),
+            Request::Add { paths } => {
+                self.grant("paths", peer.uid, paths.len() as u64).and_then(|()| self.add(paths))
             }
-            Request::Add { paths } => self.add(paths),
             Request::Canary => {
                 return control::write_line(stream, &Answer::Canaries { roots: self.canaries() });
             }
@@ -162,11 +201,21 @@ impl Server {
         }
     }
 
+    /// Each user may ask for so much.
+    fn grant(&self, what: &str, uid: u32, count: u64) -> Result<(), Refusal> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let rates = if what == "paths" { &mut asked.paths } else { &mut asked.flushes };
+        rates.take(uid, count, SystemClock.boot_ns()).map_err(|wait| {
+            let seconds = wait.as_nanos().div_ceil(1_000_000_000);
+            Refusal::later(format!("too many {what} from this user, try again in {seconds} s"))
+        })
+    }
+
     /// The barrier over all filesystems: the head once each has committed what happened before.
     fn flush(&self) -> Option<u64> {
         let waiting: Vec<Receiver<u64>> = self.slots.get()?.iter().map(Flusher::flush).collect();
         let deadline = std::time::Instant::now() + limits::FLUSH_TIMEOUT;
-        let mut head = self.heads.get();
+        let mut head = self.common.heads.get();
         for answer in waiting {
             head = head.max(answer.recv_deadline(deadline).ok()?);
         }
@@ -200,18 +249,21 @@ impl Server {
             });
         }
         let now = SystemClock.wall_ns();
-        let mut journal = self.journal();
-        let Some(journal) = journal.as_mut() else { return Err(Refusal::later("it is stopping")) };
-        let appended = journal.append(&mut Coalesce::default(), &commit, now);
-        let head = appended.map_err(|e| Refusal::later(e.to_string()))?.head;
-        self.heads.publish(head);
-        Ok(head)
+        let mut own = self.journal();
+        let Some(Own { journal, remembered }) = own.as_mut() else {
+            return Err(Refusal::later("it is stopping"));
+        };
+        let appended = journal.append(remembered, &commit, now);
+        let appended = appended.map_err(|e| Refusal::later(e.to_string()))?;
+        self.common.heads.publish(appended.head);
+        self.common.bound.after_commit(journal, &appended);
+        Ok(appended.head)
     }
 
     fn watch(&self, stream: &UnixStream) -> io::Result<()> {
-        let mut seen = self.heads.get();
+        let mut seen = self.common.heads.get();
         loop {
-            match self.heads.above(seen, PEER_TIMEOUT) {
+            match self.common.heads.above(seen, PEER_TIMEOUT) {
                 Some(head) => {
                     control::write_line(stream, &Answer::Changed { head })?;
                     seen = head;
@@ -274,6 +326,8 @@ fn hung_up(stream: &UnixStream) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bound::Bound;
+    use super::super::room::Room;
     use super::*;
     use shared::path::RelPath;
 
@@ -291,7 +345,13 @@ mod tests {
         let rows = journal.put_roots(&config.roots, 0).unwrap();
         let roots = rows.into_iter().map(|r| (r.name.clone(), r)).collect();
         let lock = File::create(config.lock_path()).unwrap();
-        Server::new(&config, roots, journal, Arc::default(), lock)
+        let common = Common {
+            heads: Arc::default(),
+            bound: Arc::new(Bound::new(&config)),
+            room: Arc::new(Room::make(&config.state_dir).unwrap()),
+        };
+        let door = Door::of(&config.state_dir).unwrap();
+        Server::new(&config, roots, journal, common, door, lock)
     }
 
     fn one(root: &str) -> Vec<AddedPath> {
@@ -306,6 +366,25 @@ mod tests {
         assert!(!server.add(one("z")).unwrap_err().retry);
         server.journal().take();
         assert!(server.add(one("a")).unwrap_err().retry, "it is stopping");
+    }
+
+    #[test]
+    fn what_is_added_twice_before_anybody_reads_it_is_one_entry() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(dir.path());
+        let head = server.add(one("a")).unwrap();
+        assert_eq!(server.add(one("a")).unwrap(), head);
+    }
+
+    #[test]
+    fn a_user_who_asks_for_too_much_hears_when_to_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = server(dir.path());
+        server.grant("paths", 7, limits::ADD_PATHS_MAX as u64).unwrap();
+        let refusal = server.grant("paths", 7, 50_000).unwrap_err();
+        assert!(refusal.retry && refusal.message.contains("try again in 5 s"), "{}", refusal.message);
+        server.grant("paths", 8, 50_000).unwrap();
+        server.grant("flushes", 7, 1).unwrap();
     }
 
     #[test]

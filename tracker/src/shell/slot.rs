@@ -19,7 +19,9 @@ use shared::journal::{Coalesce, Commit, Journal, RootState};
 use shared::limits;
 use shared::status::RootStatus;
 
+use super::bound::Bound;
 use super::news::Heads;
+use super::room::Room;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
@@ -51,8 +53,16 @@ pub struct SlotParts {
     /// How the tracker before ended, for people.
     pub before: &'static str,
     pub keep: Keep,
-    pub heads: Arc<Heads>,
+    pub common: Common,
     pub reports: Sender<Report>,
+}
+
+/// What the threads of all filesystems have together.
+#[derive(Clone)]
+pub struct Common {
+    pub heads: Arc<Heads>,
+    pub bound: Arc<Bound>,
+    pub room: Arc<Room>,
 }
 
 struct Slot {
@@ -70,6 +80,8 @@ struct Slot {
     gaps: Vec<(usize, Cause)>,
     /// The source holds more than the last commit took.
     more_to_translate: bool,
+    /// The last batch was let go for a gap, because the disk is full.
+    letting_go: bool,
     /// Placed, and the gap that covers the time before is committed.
     watching: bool,
     clock: SystemClock,
@@ -120,6 +132,7 @@ impl Slot {
             watching: false,
             gaps: Vec::new(),
             more_to_translate: false,
+            letting_go: false,
             parts,
             source: None,
             remembered: Coalesce::default(),
@@ -406,7 +419,8 @@ impl Slot {
         if let Some(answer) = self.canaries.remove(&id) {
             return self.answer_canaries(&answer);
         }
-        let head = self.parts.journal.head_and_floor().map_or_else(|_| self.parts.heads.get(), |h| h.0);
+        let head =
+            self.parts.journal.head_and_floor().map_or_else(|_| self.parts.common.heads.get(), |h| h.0);
         if let Some(answer) = self.flushes.remove(&id)
             && answer.send(head).is_err()
         {

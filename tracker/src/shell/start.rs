@@ -19,9 +19,11 @@ use shared::exit::Exit;
 use shared::journal::{Journal, RootRow, Session};
 use shared::limits;
 
-use super::news::Heads;
+use super::bound::Bound;
+use super::peer::Door;
+use super::room::Room;
 use super::server::Server;
-use super::slot::{self, SlotHandle, SlotParts};
+use super::slot::{self, Common, SlotHandle, SlotParts};
 use super::stored::Stored;
 use super::{Report, report};
 use crate::intake::fanotify;
@@ -33,6 +35,11 @@ use crate::roots::{Found, OwnDir, RootError, TrackedRoot};
 pub enum RunError {
     #[error("Cannot use the directory {}: {source}. Make it, writable for this user, or name another in the configuration", path.display())]
     Directory { path: PathBuf, source: io::Error },
+    #[error(
+        "The disk with the state directory {} is full: the tracker needs {} MiB to begin. Make room there, or name another state_dir in the configuration",
+        dir.display(), limits::RESERVE_BYTES >> 20
+    )]
+    NoRoom { dir: PathBuf },
     #[error("Another tracker runs with the state directory {}. Stop it first, or give this one a state_dir of its own", dir.display())]
     Locked { dir: PathBuf },
     #[error("The configuration {} names no root. `tracker identify PATH` prints one to add", file.display())]
@@ -63,7 +70,9 @@ pub enum RunError {
 impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
-            RunError::Locked { .. } | RunError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
+            RunError::Locked { .. }
+            | RunError::NoRoom { .. }
+            | RunError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
             RunError::Directory { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Exit::TryLater
             }
@@ -106,6 +115,7 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
     make_dir(&config.runtime_dir, RUNTIME_MODE)?;
     refuse_to_hold_roots(&config)?;
     let lock = lock(&config)?;
+    let room = make_room(&config.state_dir)?;
     let mut journal = Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?;
     let now = SystemClock.wall_ns();
     let rows = journal.put_roots(&config.roots, now).map_err(RunError::Journal)?;
@@ -125,17 +135,26 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
         }
         _ => {}
     }
-    let heads = Arc::new(Heads::default());
-    let (slots, left_over) = spawn_slots(&config, tracked, before, stored, &boot_id, &heads, reports)?;
+    let common = Common { heads: Arc::default(), bound: Arc::new(Bound::new(&config)), room };
+    let (slots, left_over) = spawn_slots(&config, tracked, before, stored, &boot_id, &common, reports)?;
     for name in left_over {
         let text = format!("{name} is of no filesystem of the configuration, and is kept no more");
         tracing::info!("{text}");
         journal.add_history(now, "start", None, &text).map_err(RunError::Journal)?;
     }
-    let server = Server::new(&config, rows_by_name(rows), journal, heads, lock);
+    let door = Door::of(&config.state_dir)
+        .map_err(|source| RunError::Directory { path: config.state_dir.clone(), source })?;
+    let server = Server::new(&config, rows_by_name(rows), journal, common, door, lock);
     let socket = config.control_path();
     let server = server.listen(&slots).map_err(|source| RunError::Socket { path: socket, source })?;
     Ok(Started { config, slots, server, session, boot_id })
+}
+
+fn make_room(state_dir: &Path) -> Result<Arc<Room>, RunError> {
+    Room::make(state_dir).map(Arc::new).map_err(|source| match source.kind() {
+        io::ErrorKind::StorageFull => RunError::NoRoom { dir: state_dir.to_owned() },
+        _ => RunError::Directory { path: state_dir.to_owned(), source },
+    })
 }
 
 fn rows_by_name(rows: Vec<RootRow>) -> BTreeMap<String, RootRow> {
@@ -239,7 +258,7 @@ fn spawn_slots(
     (before, cause): (&'static str, Cause),
     mut stored: Stored,
     boot_id: &str,
-    heads: &Arc<Heads>,
+    common: &Common,
     reports: &Sender<Report>,
 ) -> Result<(Vec<SlotHandle>, Vec<String>), RunError> {
     let own: Vec<_> =
@@ -265,7 +284,7 @@ fn spawn_slots(
             journal,
             cause,
             before,
-            heads: Arc::clone(heads),
+            common: common.clone(),
             reports: reports.clone(),
         });
     }

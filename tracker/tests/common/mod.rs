@@ -242,6 +242,11 @@ impl World {
         self.running.take().unwrap().child.wait().unwrap().code().unwrap()
     }
 
+    /// Waits for an end that nobody asked for, and returns the exit code.
+    pub fn wait(&mut self) -> i32 {
+        self.running.take().unwrap().child.wait().unwrap().code().unwrap()
+    }
+
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.running.take().unwrap().child.wait().unwrap();
@@ -300,8 +305,13 @@ impl World {
 
     /// A leg claims all there is, so that nothing that stands in the journal covers what comes.
     pub fn claim(&self) {
+        self.claim_in(&self.dir.path().join("state"));
+    }
+
+    /// The same, with the state in this directory.
+    pub fn claim_in(&self, state: &Path) {
         use shared::journal::{CatalogFacts, Journal};
-        let mut journal = Journal::open(&self.dir.path().join("state/journal.db")).unwrap();
+        let mut journal = Journal::open(&state.join("journal.db")).unwrap();
         let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0 };
         journal.attach_leg("test", &facts, &[], 0).unwrap();
         journal.claim("test").unwrap();

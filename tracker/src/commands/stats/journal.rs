@@ -107,10 +107,10 @@ fn of(config: &Config, journal: &Journal, now_ns: i64) -> Result<JournalStats, D
     let known = journal.roots()?;
     let legs = config.legs.iter().map(|leg| journal.leg(leg.name.as_str()));
     let legs = legs.collect::<Result<Vec<_>, _>>()?;
-    let acked = |leg: &Option<Leg>| leg.as_ref().map_or(0, |leg| leg.acked);
+    let cursor = |leg: &Option<Leg>| leg.as_ref().map_or(0, Leg::cursor);
     // What every leg has acked waits for nobody, also before it is pruned.
-    let slowest = legs.iter().map(acked).min().unwrap_or(floor).max(floor);
-    let cursors: Vec<u64> = [0, slowest].into_iter().chain(legs.iter().map(acked)).collect();
+    let slowest = legs.iter().map(cursor).min().unwrap_or(floor).max(floor);
+    let cursors: Vec<u64> = [0, slowest].into_iter().chain(legs.iter().map(cursor)).collect();
     let waiting = journal.waiting(&cursors)?;
     let (all, for_slowest, for_legs) = (&waiting[0], &waiting[1], &waiting[2..]);
     let names: BTreeMap<RootId, &str> = known.iter().map(|r| (r.id, r.name.as_str())).collect();

@@ -90,10 +90,12 @@ pub(super) fn of(stats: &Stats) -> Page {
     if let Some(journal) = &stats.journal {
         let oldest =
             journal.oldest_ns.map_or(String::new(), |t| format!(", the oldest of {}", clock::show(t)));
+        let collapses = stats.status.as_ref().map_or(0, |s| s.collapses);
+        let collapses = if collapses > 0 { format!(", collapses {collapses}") } else { String::new() };
         page.labelled(
             Style::Plain,
             "journal",
-            &format!("{} entries{oldest}, head {}", journal.entries, journal.head),
+            &format!("{} entries{oldest}, head {}{collapses}", journal.entries, journal.head),
         );
     }
     if let Some(status) = &stats.status {
@@ -254,10 +256,7 @@ fn filesystem(page: &mut Page, fs: &FilesystemStatus) {
         format!("{}; p50 {p50:.1} ms, p90 {p90:.1} ms, p99 {p99:.1} ms, max {max:.1} ms", fs.commits),
     );
     line(" caches", format!("{} directories", fs.cached_dirs));
-    let losses = format!(
-        "overflows {}, gaps {}, doubts {}, collapses {}",
-        fs.overflows, fs.gaps, fs.doubts, fs.collapses
-    );
+    let losses = format!("overflows {}, gaps {}, doubts {}", fs.overflows, fs.gaps, fs.doubts);
     let style = if fs.overflows > 0 { Style::Trouble } else { Style::Plain };
     page.labelled(style, " losses", &losses);
     busiest(page, fs);
@@ -331,6 +330,7 @@ pub(in crate::commands) mod tests {
             probed_boot_ns: 0,
             rss_bytes: 0,
             cpu_ns: 0,
+            collapses: 0,
             roots: Vec::new(),
             filesystems: Vec::new(),
         }

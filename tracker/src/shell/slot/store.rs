@@ -1,9 +1,13 @@
 //! What a filesystem's thread commits to the journal: batches, gaps and the states of its roots.
 
+use std::sync::Arc;
+
 use shared::clock::Clock as _;
+use shared::database::DatabaseError;
 use shared::entry::Cause;
 use shared::journal::{Change, Commit, RootId, RootState};
 
+use super::super::room::{self, Offer};
 use super::{Slot, SlotParts, look_at};
 use crate::batch::{self, Batch};
 use crate::daemon::Event;
@@ -167,22 +171,54 @@ impl Slot {
             return true;
         }
         commit.intake = self.source.as_ref().and_then(|source| source.mark(&self.parts.fs_key));
-        let at_ns = self.clock.wall_ns();
-        let begun = self.clock.boot_ns();
-        match self.parts.journal.append(&mut self.remembered, &commit, at_ns) {
-            Ok(done) => {
-                self.finish(true);
-                self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
-                self.recovered(JOURNAL_ERROR);
-                self.parts.heads.publish(done.head);
-                true
+        let room = Arc::clone(&self.parts.common.room);
+        let mut offer = room::first_offer(room.is_spent());
+        loop {
+            if offer == Offer::AsGap {
+                commit = room::as_gap(commit, &self.parts.roots);
             }
-            Err(e) => {
-                self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
-                self.pending = Some(commit);
-                false
+            match self.append(&commit) {
+                Ok(()) => {
+                    self.finish(true);
+                    self.note_offer(offer);
+                    return true;
+                }
+                Err(e) => {
+                    let less = room::next_offer(offer).filter(|_| matches!(e, DatabaseError::Full { .. }));
+                    let Some(less) = less else {
+                        self.note_error(&format!("{JOURNAL_ERROR}: {e}"));
+                        self.pending = Some(commit);
+                        return false;
+                    };
+                    room.spend();
+                    offer = less;
+                }
             }
         }
+    }
+
+    fn append(&mut self, commit: &Commit) -> Result<(), DatabaseError> {
+        let at_ns = self.clock.wall_ns();
+        let begun = self.clock.boot_ns();
+        let done = self.parts.journal.append(&mut self.remembered, commit, at_ns)?;
+        self.count_commit(&done, at_ns, self.clock.boot_ns() - begun);
+        self.parts.common.heads.publish(done.head);
+        self.parts.common.bound.after_commit(&mut self.parts.journal, &done);
+        Ok(())
+    }
+
+    /// What is let go because the disk is full is said once, and that it ended.
+    fn note_offer(&mut self, offer: Offer) {
+        let full = offer == Offer::AsGap;
+        if full && !self.letting_go {
+            let what = "the disk is full. A gap stands for what changes until there is room";
+            self.note_error(&format!("{JOURNAL_ERROR}: {what}"));
+            self.note(|s| s.filesystem.gaps += 1);
+            self.record_gaps(&[Cause::DiskFull], &[]);
+        } else if !full {
+            self.recovered(JOURNAL_ERROR);
+        }
+        self.letting_go = full;
     }
 }
 

@@ -4,6 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use std::path::Path;
+
+use shared::config::Config;
+
 use super::*;
 use crate::intake::{Checked, Kind, Taken};
 use crate::roots::tests::root;
@@ -68,7 +72,11 @@ fn world() -> World {
         own: Vec::new(),
         journal,
         cause: Cause::Start,
-        heads: Arc::new(Heads::default()),
+        common: Common {
+            heads: Arc::default(),
+            bound: Arc::new(Bound::new(&Config::parse(Path::new("test.toml"), "").unwrap())),
+            room: Arc::new(Room::make(dir.path()).unwrap()),
+        },
         reports,
     };
     let shared = Arc::new(SlotShared::default());
