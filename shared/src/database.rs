@@ -64,7 +64,10 @@ impl DatabaseError {
 
     /// True if only the owner can help: trying again changes nothing.
     pub fn is_permanent(&self) -> bool {
-        !matches!(self, DatabaseError::Sqlite { .. } | DatabaseError::Replaced { .. })
+        !matches!(
+            self,
+            DatabaseError::Sqlite { .. } | DatabaseError::Replaced { .. } | DatabaseError::Full { .. }
+        )
     }
 }
 

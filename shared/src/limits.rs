@@ -91,10 +91,9 @@ pub const WALK_TURN_PATHS: u64 = 65_536;
 /// Paths that a subtree entry may put into the round of tonight's changes; with more, the rest is owed as a deferred
 /// row and the entry is acked.
 pub const GAP_PLAN_PATHS: usize = 10_000;
-/// Regular files of this size that changed within this time are looked at without being named by an event: native AIO,
-/// live mappings and loop devices change them so. (The catalog's index on them has the size in its text.)
+/// Regular files of this size, the newest first, are looked at without being named by an event: native AIO, live
+/// mappings and loop devices change them so. (The catalog's index on them has the size in its text.)
 pub const SILENT_FILE_BYTES: u64 = 16 * 1024 * 1024;
-pub const SILENT_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Files that one such look takes in, and that a leg remembers to have changed without an event.
 pub const SILENT_PATHS_MAX: usize = 5_000;
 /// Between two such looks of a run that goes on.

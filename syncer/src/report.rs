@@ -137,7 +137,30 @@ impl Report {
 
     /// For people: one line of result, then only what deserves attention.
     pub fn text(&self) -> String {
-        let mut out = self.headline() + "\n";
+        let mut out = String::new();
+        let seconds = (self.finished_ns - self.started_ns) as f64 / 1e9;
+        let word = match self.exit {
+            Exit::Ok => "done",
+            _ if self.aborted => "aborted",
+            Exit::Partial => "done in part",
+            Exit::Guard => "waiting for approval",
+            Exit::Unproven => "a root is not proven",
+            Exit::TryLater => "try later",
+            _ => "failed",
+        };
+        let word = if self.dry_run { "dry run" } else { word };
+        let (sent, removed) = if self.dry_run { ("to send", "to remove") } else { ("sent", "removed") };
+        let _ = writeln!(
+            out,
+            "{}: {word} in {seconds:.1} s: {} files ({}) {sent}, {} other, {} adopted, {} {removed}, {} unchanged",
+            self.leg,
+            self.files_sent,
+            bytes(self.bytes_sent),
+            self.others_sent,
+            self.tally.adopted,
+            self.removed,
+            self.tally.same + self.found_unchanged
+        );
         let mut note = |text: String| {
             let _ = writeln!(out, "  {text}");
         };
@@ -160,10 +183,8 @@ impl Report {
             note(format!("found changed without an event: {}", self.found_without_event));
         }
         if self.tally.unheld > 0 {
-            note(format!(
-                "{} symlinks and special files seen that this kind of leg does not hold",
-                self.tally.unheld
-            ));
+            let what = "symlinks and special files seen that this kind of leg does not hold";
+            note(format!("{} {what}", self.tally.unheld));
         }
         if self.foreign > 0 {
             note(format!("{} objects at the destination are not ours and were left alone", self.foreign));
@@ -182,31 +203,6 @@ impl Report {
             });
         }
         out
-    }
-
-    fn headline(&self) -> String {
-        let seconds = (self.finished_ns - self.started_ns) as f64 / 1e9;
-        let word = match self.exit {
-            Exit::Ok => "done",
-            _ if self.aborted => "aborted",
-            Exit::Partial => "done in part",
-            Exit::Guard => "waiting for approval",
-            Exit::Unproven => "a root is not proven",
-            Exit::TryLater => "try later",
-            _ => "failed",
-        };
-        let word = if self.dry_run { "dry run" } else { word };
-        let (sent, removed) = if self.dry_run { ("to send", "to remove") } else { ("sent", "removed") };
-        format!(
-            "{}: {word} in {seconds:.1} s: {} files ({}) {sent}, {} other, {} adopted, {} {removed}, {} unchanged",
-            self.leg,
-            self.files_sent,
-            bytes(self.bytes_sent),
-            self.others_sent,
-            self.tally.adopted,
-            self.removed,
-            self.tally.same + self.found_unchanged
-        )
     }
 
     /// The fields that the monitoring of earlier mirror scripts reads.

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::compare::{Depth, differences, facts};
 use crate::mount::LoopFs;
-use crate::programs::{call, killable, text};
+use crate::programs::{call, killable, program, text};
 use crate::storm::{Gone, Item, Storm, TOKEN_EVENTS};
 use crate::supervisor::Supervisor;
 
@@ -116,6 +116,9 @@ struct Campaign {
 /// Needs root.
 pub fn run(plan: Plan) -> Figures {
     println!("seed {}", plan.seed);
+    // Built before the time counts.
+    killable();
+    program("syncer");
     let began = Instant::now();
     let mut campaign = Campaign::new(plan);
     campaign.first_start();

@@ -23,17 +23,17 @@ fn run(program: &str, args: &[&str]) -> Result<Output, String> {
 }
 
 /// xfs wants 300 MiB.
-const BYTES: u64 = 400 << 20;
+const USUAL_BYTES: u64 = 400 << 20;
 
 impl LoopFs {
     /// Needs root, loop devices and the mkfs program of the kind.
     pub fn new(kind: &str) -> Result<LoopFs, String> {
-        LoopFs::made(kind, &std::env::temp_dir(), BYTES)
+        LoopFs::made(kind, &std::env::temp_dir(), USUAL_BYTES)
     }
 
     /// With its image below `place`: in memory, no other job on the disk is measured with it.
     pub fn new_in(kind: &str, place: &Path) -> Result<LoopFs, String> {
-        LoopFs::made(kind, place, BYTES)
+        LoopFs::made(kind, place, USUAL_BYTES)
     }
 
     /// On an image of so many bytes, of which only what is written takes room.

@@ -361,20 +361,49 @@ fn a_first_start_that_was_killed_before_its_gap_row_is_made_up_for() {
     }
 }
 
+impl World {
+    /// Leaves a doubt in the journal, while no tracker runs; returns the name of its filesystem.
+    fn leave_a_doubt(&self) -> String {
+        let status = fs::read(self.dir.path().join("run/tracker.json")).unwrap();
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+        let fs = status["filesystems"][0]["name"].as_str().unwrap().to_owned();
+        let doubt = Doubt { fs: fs.clone(), handle: Handle { kind: 1, bytes: vec![9; 8] }, epoch: 77 };
+        let commit = Commit { doubts: vec![doubt], ..Commit::default() };
+        self.journal().append(&mut Coalesce::default(), &commit, 0).unwrap();
+        fs
+    }
+}
+
 #[test]
 fn a_doubt_of_an_earlier_instance_is_decided_by_the_next() {
     let Some(mut world) = World::started() else { return };
     world.tracker.kill();
-    let fs_key = {
-        let status = fs::read(world.dir.path().join("run/tracker.json")).unwrap();
-        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
-        status["filesystems"][0]["name"].as_str().unwrap().to_owned()
-    };
-    let handle = Handle { kind: 1, bytes: vec![9; 8] };
-    let doubt = Doubt { fs: fs_key.clone(), handle, epoch: 77 };
-    let commit = Commit { doubts: vec![doubt], ..Commit::default() };
-    world.journal().append(&mut Coalesce::default(), &commit, 0).unwrap();
+    let fs = world.leave_a_doubt();
     world.start();
     assert_eq!(world.gaps(), world.both(Cause::Unresolved), "nothing told of its end");
-    assert_eq!(world.journal().doubts(&fs_key).unwrap(), []);
+    assert_eq!(world.journal().doubts(&fs).unwrap(), []);
 }
+
+#[test]
+fn a_gap_that_an_earlier_instance_owed_answers_its_doubts_too() {
+    let Some(mut world) = World::started() else { return };
+    world.tracker.kill();
+    let fs = world.leave_a_doubt();
+    let buffer = world.tracker.stored("buffer.");
+    let mut epoch = [0; 8];
+    rustix::io::pread(&buffer, &mut epoch, WORD * 4).unwrap();
+    let owed = u64::from_ne_bytes(epoch) + 1;
+    rustix::io::pwrite(&buffer, &owed.to_ne_bytes(), WORD * 7).unwrap();
+    rustix::io::pwrite(&buffer, &(Cause::Damaged as u64).to_ne_bytes(), WORD * 8).unwrap();
+    drop(buffer);
+    world.start();
+    assert_eq!(world.gaps(), world.both(Cause::Damaged));
+    // A second one would be covered by the row of the first.
+    let history = world.journal().history(100).unwrap();
+    let last = history.iter().find(|row| row.kind == "gap").unwrap();
+    assert!(last.text.ends_with("damaged"), "{history:?}");
+    assert_eq!(world.journal().doubts(&fs).unwrap(), []);
+}
+
+/// Bytes of a word in the head of a buffer: the fifth is the epoch, the eighth that of an owed gap, then its cause.
+const WORD: u64 = 8;

@@ -89,6 +89,7 @@ fn install(root: &Path) {
 fn a_kill_and_a_restart_miss_nothing_and_need_no_gap_and_a_stop_needs_one() {
     let Some(machine) = Machine::new() else { return };
     let (first, _) = machine.rows();
+    assert!(!machine.said().contains("cannot be locked"), "{}", machine.said());
     machine.write("before-kill");
     let pid = machine.pid();
     machine.container.must(&["systemctl", "kill", "--signal=KILL", UNIT]);

@@ -156,7 +156,10 @@ impl Batch {
 
 /// True if there is nothing to write.
 pub fn is_empty(commit: &Commit) -> bool {
-    commit.changes.is_empty() && commit.doubts.is_empty() && commit.settled.is_empty()
+    commit.changes.is_empty()
+        && commit.doubts.is_empty()
+        && commit.settled.is_empty()
+        && commit.generations.is_empty()
 }
 
 #[cfg(test)]

@@ -155,7 +155,8 @@ fn backoff(failures: u32) -> i64 {
     RETRY_FIRST_NS.saturating_mul(1 << failures.min(16)).min(RETRY_MAX_NS)
 }
 
-/// Failed commits after which a stopping thread gives up: the next start writes a gap.
+/// Failed commits after which a stopping thread gives up: the next start finds what was read in the buffer, or
+/// writes a gap.
 const STOP_FAILURES_MAX: u32 = 3;
 
 impl Machine {
@@ -262,13 +263,7 @@ impl Machine {
                 self.more = false;
                 self.reached_the_end();
             }
-            Event::ReadFailed => {
-                self.placed = false;
-                self.more = false;
-                // A source that never gave anything is tried again at the next probe only.
-                self.may_place = self.read > self.read_at_placing;
-                self.broken = Some(Cause::Damaged);
-            }
+            Event::ReadFailed => self.read_failed(),
             Event::Queued(n) => {
                 let target = self.read.saturating_add(n);
                 self.waiters.iter_mut().for_each(|w| _ = w.target.get_or_insert(target));
@@ -285,12 +280,23 @@ impl Machine {
         self.batch_since_ns.get_or_insert(now_ns);
     }
 
+    fn read_failed(&mut self) {
+        self.placed = false;
+        self.more = false;
+        // A source that never gave anything is tried again at the next probe only.
+        self.may_place = self.read > self.read_at_placing;
+        self.broken = Some(Cause::Damaged);
+        // What was queued is covered by the gap.
+        self.reached_the_end();
+    }
+
     fn not_placed(&mut self) {
         self.placed = false;
         self.may_place = false;
         self.more = false;
         self.broken.get_or_insert(Cause::Remount);
         // The roots' states say that nothing is watched: a flush has no more to wait for.
+        self.reached_the_end();
         self.verify();
     }
 

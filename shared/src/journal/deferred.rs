@@ -149,12 +149,12 @@ impl Journal {
     /// True if a leg owes this path, or all of a directory above it.
     pub fn owes(&self, leg: &str, root: RootId, path: &RelPath) -> Result<bool, DatabaseError> {
         let fail = self.fail("read deferred rows");
-        let sql = "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND (scope <> ?4 OR ?5))";
+        let sql = "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND (scope IN (?4, ?5) OR ?6))";
         let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
         let mut at = Some(path.clone());
         while let Some(path_or_above) = at {
             let itself = path_or_above == *path;
-            let args = params![leg, root.0, path_or_above.as_bytes(), Scope::SelfOnly, itself];
+            let args = params![leg, root.0, path_or_above.as_bytes(), Scope::Subtree, Scope::Full, itself];
             if statement.query_row(args, |r| r.get(0)).map_err(&fail)? {
                 return Ok(true);
             }

@@ -29,6 +29,12 @@ impl Journal {
     }
 }
 
+/// After a crash: a filesystem may have gone back behind what was recorded, and its generations do not tell so.
+pub(super) fn forget_all(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.execute("DELETE FROM generation", [])?;
+    Ok(())
+}
+
 pub(super) fn record(tx: &Transaction<'_>, root: RootId, at: &Generation) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT OR REPLACE INTO generation(root, subvolume, inode, generation) VALUES (?1, ?2, ?3, ?4)",

@@ -174,6 +174,12 @@ impl Journal {
         })
     }
 
+    /// True if entries were dropped that the leg had not read.
+    pub fn is_overtaken(&self, leg: &str) -> Result<bool, DatabaseError> {
+        let (_, floor) = self.head_and_floor()?;
+        Ok(self.leg(leg)?.is_some_and(|leg| leg.cursor() < floor))
+    }
+
     /// Announces, before the first look, that everything up to the head is being read. Returns the head.
     pub fn claim(&mut self, leg: &str) -> Result<u64, DatabaseError> {
         self.write("claim", |tx| {

@@ -1,6 +1,7 @@
 //! The journal: the log of dirty paths that the tracker writes and every leg reads with a cursor of its own.
-//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`, `doubt`,
-//! `session`; a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of a laggard.
+//! It holds no content and knows no destination. Who writes what: the tracker `entry`, `root`, `generation`,
+//! `doubt`, `session`; a leg its own rows of `leg`, `deferred` and `linked`. In a collapse the tracker writes those of
+//! a laggard.
 
 mod append;
 mod bound;

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::append::{Change, append_changes};
 use super::coalesce::{Coalesce, Watermarks};
+use super::generation::forget_all;
 use super::{Journal, RootId};
 use crate::config::Root;
 use crate::database::DatabaseError;
@@ -135,6 +136,9 @@ impl Journal {
                     |r| Ok(Session { boot_id: r.get(0)?, ended: r.get(1)? }),
                 )
                 .optional()?;
+            if before.as_ref().is_some_and(|before| before.boot_id != boot_id && !before.ended) {
+                forget_all(tx)?;
+            }
             tx.execute(
                 "INSERT INTO session(boot_id, version, started_ns) VALUES (?1, ?2, ?3)",
                 params![boot_id, version, now_ns],

@@ -33,6 +33,12 @@ pub const MIGRATIONS: &[M<'static>] = &[
         state INTEGER NOT NULL,
         state_since_ns INTEGER NOT NULL
     );
+    CREATE TABLE generation(
+        root INTEGER PRIMARY KEY,
+        subvolume BLOB NOT NULL,
+        inode INTEGER NOT NULL,
+        generation INTEGER NOT NULL
+    );
     CREATE TABLE leg(
         name TEXT PRIMARY KEY,
         catalog_id BLOB NOT NULL,
@@ -91,13 +97,5 @@ pub const MIGRATIONS: &[M<'static>] = &[
         buffer_id BLOB NOT NULL,
         epoch INTEGER NOT NULL
     ) WITHOUT ROWID;",
-    ),
-    M::up(
-        "CREATE TABLE generation(
-        root INTEGER PRIMARY KEY,
-        subvolume BLOB NOT NULL,
-        inode INTEGER NOT NULL,
-        generation INTEGER NOT NULL
-    );",
     ),
 ];

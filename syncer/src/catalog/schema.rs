@@ -4,9 +4,8 @@ use rusqlite_migration::M;
 
 /// `row.key` is the path, of a directory with a trailing `/`: byte order is walk order. `object` is empty for kinds
 /// that the leg cannot hold. What every round asks (absent, held, the names of a handle, big files) has a partial index.
-pub const MIGRATIONS: &[M<'static>] = &[
-    M::up(
-        "CREATE TABLE meta(
+pub const MIGRATIONS: &[M<'static>] = &[M::up(
+    "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),
         catalog_id BLOB NOT NULL,
         journal_id BLOB,
@@ -51,6 +50,13 @@ pub const MIGRATIONS: &[M<'static>] = &[
     CREATE INDEX row_absent ON row(root, key) WHERE state = 1;
     CREATE INDEX row_held ON row(root, key) WHERE state = 2;
     CREATE INDEX row_handle ON row(root, handle) WHERE handle IS NOT NULL;
+    CREATE INDEX row_big ON row(root, mtime_ns) WHERE kind = 0 AND size >= 16777216;
+    CREATE TABLE silent(
+        root INTEGER NOT NULL,
+        key BLOB NOT NULL,
+        found_ns INTEGER NOT NULL,
+        PRIMARY KEY (root, key)
+    ) WITHOUT ROWID;
     CREATE TABLE intent(
         root INTEGER NOT NULL,
         key BLOB NOT NULL,
@@ -67,15 +73,4 @@ pub const MIGRATIONS: &[M<'static>] = &[
         bytes INTEGER NOT NULL,
         approved INTEGER NOT NULL
     );",
-    ),
-    // The size is that of `limits::SILENT_FILE_BYTES`.
-    M::up(
-        "CREATE INDEX row_big ON row(root, mtime_ns) WHERE kind = 0 AND size >= 16777216;
-    CREATE TABLE silent(
-        root INTEGER NOT NULL,
-        key BLOB NOT NULL,
-        found_ns INTEGER NOT NULL,
-        PRIMARY KEY (root, key)
-    ) WITHOUT ROWID;",
-    ),
-];
+)];

@@ -1,4 +1,4 @@
-//! Files that may change without an event: those that did once, and big ones of late. Native AIO, stores through a
+//! Files that may change without an event: those that did once, and big ones. Native AIO, stores through a
 //! live mapping and loop devices write so, and what they write to is mostly big.
 
 use rusqlite::params;
@@ -11,29 +11,25 @@ use crate::tree::Stat;
 
 impl Catalog {
     /// Files that are to be looked at without being named, with what they were: those that changed without an event
-    /// before, then big ones changed since `since_ns`, newest first; at most `limit` in all.
-    pub fn silent_files(
-        &self,
-        root: CatalogRoot,
-        since_ns: i64,
-        limit: usize,
-    ) -> Result<Vec<(Key, Stat)>, DatabaseError> {
+    /// before, then big ones, newest first; at most `limit` in all. No age is too old: a disk image that was quiet for
+    /// months has the times of then until somebody looks.
+    pub fn silent_files(&self, root: CatalogRoot, limit: usize) -> Result<Vec<(Key, Stat)>, DatabaseError> {
         let listed = format!(
             "SELECT {KNOWN_COLUMNS} FROM silent CROSS JOIN row USING (root, key)
-             WHERE silent.root = ?1 AND kind = 0 AND origin = 0 AND state = 0 AND ?2 = ?2
-             ORDER BY found_ns DESC LIMIT ?3"
+             WHERE silent.root = ?1 AND kind = 0 AND origin = 0 AND state = 0
+             ORDER BY found_ns DESC LIMIT ?2"
         );
         // The literals let SQLite see that the partial index serves.
         let big = format!(
-            "SELECT {KNOWN_COLUMNS} FROM row WHERE root = ?1 AND mtime_ns >= ?2 AND kind = 0 AND size >= {}
+            "SELECT {KNOWN_COLUMNS} FROM row WHERE root = ?1 AND kind = 0 AND size >= {}
                AND origin = 0 AND state = 0
-             ORDER BY mtime_ns DESC LIMIT ?3",
+             ORDER BY mtime_ns DESC LIMIT ?2",
             limits::SILENT_FILE_BYTES
         );
         let mut out: Vec<(Key, Stat)> = Vec::new();
         let mut page = RowPage::default();
         for sql in [listed, big] {
-            self.select_page(&sql, params![root.0, since_ns, limit], &mut page)?;
+            self.select_page(&sql, params![root.0, limit], &mut page)?;
             while let Some((key, known)) = page.front() {
                 out.push((Key(key.to_vec()), known.stat));
                 page.pop();
@@ -102,12 +98,12 @@ mod tests {
     }
 
     fn files(catalog: &Catalog, root: CatalogRoot, limit: usize) -> Vec<String> {
-        let files = catalog.silent_files(root, 100, limit).unwrap();
+        let files = catalog.silent_files(root, limit).unwrap();
         files.into_iter().map(|(key, _)| String::from_utf8(key.0).unwrap()).collect()
     }
 
     #[test]
-    fn big_files_of_late_and_those_once_found_are_looked_at() {
+    fn big_files_and_those_once_found_are_looked_at() {
         let (_dir, mut catalog, root) = catalog();
         for (key, kind, size, mtime) in [
             ("old", Kind::File, BIG, 99),
@@ -125,7 +121,7 @@ mod tests {
         catalog.apply(&[gone], &[]).unwrap();
         catalog.add_silent(&[(root, Key(b"known".to_vec())), (root, Key(b"newest".to_vec()))], 1).unwrap();
         catalog.add_silent(&[(root, Key(b"no-row".to_vec()))], 1).unwrap();
-        assert_eq!(files(&catalog, root, 10), ["known", "new", "newest"]);
+        assert_eq!(files(&catalog, root, 10), ["known", "new", "newest", "old"]);
         assert_eq!(files(&catalog, root, 2), ["known", "newest"], "what was found before comes first");
         assert_eq!(files(&catalog, CatalogRoot(99), 10), [] as [&str; 0]);
     }

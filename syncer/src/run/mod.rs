@@ -97,13 +97,17 @@ pub enum RunError {
         "The tracker works by another path or other rules of the root `{0}` since this run began. The next run goes by them"
     )]
     Changed(String),
+    #[error(
+        "The tracker dropped changes that the leg `{0}` had not read: it does not know the leg. Restart longshore-tracker; the next run compares everything"
+    )]
+    Overtaken(String),
 }
 
 impl RunError {
     pub fn exit(&self) -> Exit {
         match self {
             RunError::Database(e) | RunError::Catalog(CatalogError::Database(e)) => database_exit(e),
-            RunError::Changed(_) => Exit::TryLater,
+            RunError::Changed(_) | RunError::Overtaken(_) => Exit::TryLater,
             RunError::Catalog(CatalogError::PrefixChanged { .. }) | RunError::Config(_) => Exit::Config,
             RunError::Store(e) => match e.problem {
                 crate::leg::Problem::Stop(exit) => exit,

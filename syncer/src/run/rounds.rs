@@ -35,6 +35,9 @@ impl Run<'_> {
     pub(super) fn claim(&mut self) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
         self.head = self.parts.journal.claim(&leg)?;
+        if self.parts.journal.is_overtaken(&leg)? {
+            return Err(RunError::Overtaken(leg));
+        }
         // Whatever was renamed since has an entry above the claim only if nothing older is remembered.
         self.grounds.iter().flatten().for_each(|ground| ground.tree.release());
         self.check_rules()?;

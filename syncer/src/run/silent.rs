@@ -33,10 +33,9 @@ impl Run<'_> {
         }
         self.silent.looked_ns = Some(now);
         let mut left = limits::SILENT_PATHS_MAX;
-        let since = self.parts.clock.wall_ns().saturating_sub(limits::SILENT_AGE.as_nanos() as i64);
         for (root, ground) in self.grounds.iter().enumerate() {
             let Some(ground) = ground else { continue };
-            let files = self.parts.catalog.silent_files(ground.catalog, since, left)?;
+            let files = self.parts.catalog.silent_files(ground.catalog, left)?;
             left -= files.len();
             for (key, known) in files {
                 let path = key.path();

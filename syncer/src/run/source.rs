@@ -111,10 +111,14 @@ impl Source {
         let (mut subtrees, mut apart) = (VecDeque::<Work>::new(), HashSet::new());
         // The outermost subtree around what comes next.
         let mut cover: Option<Work> = None;
-        for work in works {
+        for mut work in works {
             let around = cover.as_mut().filter(|t| t.root == work.root && work.path.is_within(&t.path));
             match around {
-                Some(_) if work.scope == Scope::SelfOnly => _ = apart.insert((work.root, work.path.clone())),
+                // The subtree may stand for events of it that nobody saw.
+                Some(_) if work.scope == Scope::SelfOnly => {
+                    work.mask |= Mask::UNKNOWN;
+                    apart.insert((work.root, work.path.clone()));
+                }
                 // A name's place in the list is told by the subtree around it, too. What is owed for a newer reason than
                 // that does not wait for all of it.
                 Some(tree)
@@ -231,11 +235,12 @@ impl Source {
         Ok(())
     }
 
-    /// A new directory was looked at with all below it, because its name was new; but for what every subtree passes
-    /// over because it is on the list itself.
+    /// A new directory was looked at with all below it, because its name was new; except what is looked at apart.
     fn is_covered(&self, work: &Work) -> bool {
-        let single = self.apart.contains(&(work.root, work.path.clone()));
-        let mut at = if self.covered.is_empty() || single { None } else { Some(work.path.clone()) };
+        if work.scope == Scope::SelfOnly && self.apart.contains(&(work.root, work.path.clone())) {
+            return false;
+        }
+        let mut at = if self.covered.is_empty() { None } else { Some(work.path.clone()) };
         while let Some(path) = at {
             at = path.parent();
             if self.covered.get(&(work.root, path)).is_some_and(|seq| *seq >= work.seq) {
@@ -297,7 +302,9 @@ pub fn examine_path(ground: &Ground, catalog: &Catalog, work: &Work) -> Result<L
     };
     Ok(match ground.tree.look(&work.path) {
         Look::Found(stat) if ground.rules.excludes(&work.path, stat.kind.is_dir()) => {
-            Looked { items: Vec::new(), below: What::Nothing }
+            // A file whose place an excluded directory took is gone all the same.
+            let displaced = if stat.kind.is_dir() { own_row()? } else { None };
+            Looked { items: displaced.into_iter().collect(), below: What::Nothing }
         }
         Look::Found(stat) => {
             // Of a file that a directory took the place of, the row is gone; and the other way round, those below.
@@ -403,6 +410,23 @@ mod tests {
         assert_eq!(source.apart, HashSet::from([(0, works[1].path.clone())]));
         let single = |path: &str| (path.to_owned(), Scope::SelfOnly, 1);
         assert_eq!(listed(works), [single("a/b"), single("ab"), ("a".into(), Scope::Subtree, 1)]);
+    }
+
+    #[test]
+    fn what_is_looked_at_apart_is_left_out_by_no_other_directory_around_it() {
+        let list = vec![
+            work("new/d", Scope::Subtree, 9),
+            work("new/d/f", Scope::SelfOnly, 9),
+            work("new/g", Scope::SelfOnly, 9),
+        ];
+        let mut source = Source::new(list);
+        source.covered.insert((0, RelPath::parse(b"new").unwrap()), 9);
+        let left: Vec<_> = source.works.iter().filter(|w| !source.is_covered(w)).collect();
+        assert_eq!(left.len(), 1, "the walk of `new` brings the others: {left:?}");
+        assert_eq!(
+            (left[0].path.to_string().as_str(), left[0].mask),
+            ("new/d/f", Mask::MODIFY | Mask::UNKNOWN)
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use shared::path::RelPath;
 use shared::rules::Rules;
 
 use super::listing::{Names, Why, why};
-use crate::catalog::{Catalog, CatalogRoot, RowPage};
+use crate::catalog::{Catalog, CatalogRoot, RowPage, RowState};
 use crate::tree::{Dir, Stat, Tree};
 
 pub struct Children {
@@ -144,8 +144,12 @@ impl Children {
             let name = &key[above..];
             match name.iter().position(|b| *b == b'/') {
                 None => (name.to_vec(), false, Some(known.stat)),
-                // A directory's own row comes before those below it; without one nothing is known of it.
-                Some(end) => (name[..end].to_vec(), true, (end + 1 == name.len()).then_some(known.stat)),
+                // A directory's own row comes before those below it; without one nothing is known of it. Nor is it of
+                // what was gone for a while: nobody told what came into it meanwhile.
+                Some(end) => {
+                    let own = end + 1 == name.len() && known.state == RowState::Present;
+                    (name[..end].to_vec(), true, own.then_some(known.stat))
+                }
             }
         }))
     }

@@ -311,6 +311,14 @@ fn a_read_error_is_a_gap_after_what_was_read_is_committed() {
 }
 
 #[test]
+fn who_waits_for_what_a_read_error_lost_waits_for_the_gap_only() {
+    let mut run = Run::idle();
+    assert_eq!(run.ask(Request::Stop), Command::CountQueued);
+    assert_eq!(run.on(Event::Queued(3)), Command::Read);
+    assert_eq!(run.on(Event::ReadFailed), Command::End, "nothing was read, and the next start has a gap");
+}
+
+#[test]
 fn stopping_reads_what_is_queued_once_more_and_commits_it() {
     let mut run = Run::idle();
     assert_eq!(run.ask(Request::Stop), Command::CountQueued);

@@ -9,6 +9,7 @@ mod sys;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use shared::entry::{Cause, Mask, Scope};
@@ -16,7 +17,7 @@ use shared::journal::{Change, Commit, Generation, Journal, RootId};
 use shared::limits;
 use shared::path::RelPath;
 
-use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
+use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot, open_dir};
 use items::{
     Damaged, FIRST_INODE, INODE_EXTREF, INODE_ITEM, INODE_REF, ITEM_BYTES_MAX, Inode, Items, Key, LAST_INODE,
     Name,
@@ -83,6 +84,29 @@ pub fn work_off(
     notes
 }
 
+/// Makes all that was committed of these roots last, where generations are asked for after the next boot. False if it
+/// may not last: then the end must not be told as an orderly one.
+pub fn make_durable<'a>(roots: impl Iterator<Item = &'a Path>) -> bool {
+    let durable = |root: &Path| -> io::Result<()> {
+        let fd = open_dir(root)?;
+        if rustix::fs::fstatfs(&fd)?.f_type == BTRFS {
+            rustix::fs::syncfs(&fd)?;
+        }
+        Ok(())
+    };
+    roots.fold(true, |all, root| match durable(root) {
+        // What is not there is looked at as a whole when it comes back.
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("{}: {e}", root.display());
+            false
+        }
+        _ => all,
+    })
+}
+
+/// The magic number of statfs(2).
+const BTRFS: rustix::fs::FsWord = 0x9123_683E;
+
 fn is_btrfs(root: &TrackedRoot) -> bool {
     root.expected.as_ref().is_some_and(|identity| identity.fs == "btrfs")
 }
@@ -101,11 +125,9 @@ fn now(open: &OpenRoot) -> Result<Generation, Whole> {
 /// From which generation on a search finds everything that the gap stands for. Only where the disk is the same, and
 /// nothing happened but that events were lost or nobody listened.
 fn since(cause: Cause, recorded: Option<Generation>, now: Generation) -> Result<u64, Whole> {
-    use Cause::{Adoption, Boot, Damaged, DiskFull, Overflow, Poison, Remount, Start, Unresolved};
-    if !matches!(
-        cause,
-        Start | Boot | Overflow | Remount | Unresolved | Damaged | Poison | DiskFull | Adoption
-    ) {
+    // Not after a remount: a disk that was pulled out may come back with less than it had.
+    use Cause::{Adoption, Boot, Damaged, DiskFull, Overflow, Poison, Start, Unresolved};
+    if !matches!(cause, Start | Boot | Overflow | Unresolved | Damaged | Poison | DiskFull | Adoption) {
         return Err(Whole::NotAsked);
     }
     let Some(recorded) = recorded else { return Err(Whole::Unproven("no generation was recorded yet")) };

@@ -11,9 +11,7 @@ fn why(cause: Cause, recorded: Option<Generation>, now: Generation) -> String {
 #[test]
 fn what_was_lost_while_the_disk_stayed_the_same_is_searched_for() {
     let now = Generation { generation: 150, ..THEN };
-    for cause in
-        [Cause::Start, Cause::Boot, Cause::Overflow, Cause::Remount, Cause::Unresolved, Cause::Adoption]
-    {
+    for cause in [Cause::Start, Cause::Boot, Cause::Overflow, Cause::Unresolved, Cause::Adoption] {
         assert_eq!(since(cause, Some(THEN), now).unwrap(), 100, "{cause}");
     }
     assert_eq!(since(Cause::Start, Some(THEN), THEN).unwrap(), 100);

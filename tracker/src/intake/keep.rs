@@ -86,6 +86,7 @@ impl Keep {
 
     /// A buffer for a new group that has not been marked yet, and both into the store.
     pub fn keep(&mut self, group: BorrowedFd<'_>, roots: &[RootMark]) -> io::Result<Buffer> {
+        self.left = None;
         let buffer = match self.buffer.take() {
             Some(mut buffer) => {
                 buffer.begin_anew(roots.to_vec(), Cause::Start);

@@ -135,7 +135,7 @@ mod tests {
             doubts: vec![Doubt { fs: "fs".into(), handle: handle.clone(), epoch: 1 }],
             settled: vec![("fs".into(), handle)],
             intake: Some(mark.clone()),
-            generations: Vec::new(),
+            ..Commit::default()
         };
         let roots = [root(1, Path::new("/a"), &[]), root(2, Path::new("/b"), &[])];
         let left = as_gap(batch, &roots);

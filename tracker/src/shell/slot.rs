@@ -374,6 +374,17 @@ impl Slot {
         stood && self.stood == self.standing() && self.source.as_ref().is_some_and(|s| s.is_steady())
     }
 
+    /// Whether every root that is there is watched, and what was seen of each. Touches their disk.
+    fn look(&mut self) -> (bool, Vec<RootSeen>) {
+        match &mut self.source {
+            Some(source) => {
+                let checked = source.check();
+                (checked.intact, checked.roots)
+            }
+            None => (false, look_at(&self.parts.roots)),
+        }
+    }
+
     fn check(&mut self, flush: bool) -> Event {
         if !flush {
             self.count_queued();
@@ -381,13 +392,8 @@ impl Slot {
         let (intact, seen, stood) = self.on_disk(|slot| {
             // Before the look: what changes during it is seen the next time.
             let stood = slot.standing();
-            match &mut slot.source {
-                Some(source) => {
-                    let checked = source.check();
-                    (checked.intact, checked.roots, stood)
-                }
-                None => (false, look_at(&slot.parts.roots), stood),
-            }
+            let (intact, seen) = slot.look();
+            (intact, seen, stood)
         });
         let all_well = intact && seen.iter().all(|r| r.state == RootState::Ok);
         self.stood = if all_well { stood } else { Vec::new() };

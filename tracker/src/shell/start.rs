@@ -62,7 +62,7 @@ pub enum RunError {
     #[error("Cannot {op}: {source}")]
     System { op: &'static str, source: io::Error },
     #[error(
-        "The tracker ended without having committed everything. Nothing is lost: the next start looks at the roots anew"
+        "The tracker ended without having committed everything. Nothing is lost: the next start goes on from what was kept, or compares the roots anew"
     )]
     Unclean,
 }
@@ -355,5 +355,21 @@ pub(super) fn watch_mounts(reports: &Sender<Report>) {
     });
     if let Err(e) = watched {
         tracing::warn!("Mounts are noticed by the probe only: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_the_tracker_before_ended_is_told_apart() {
+        let session = |boot: &str, ended| Session { boot_id: boot.to_owned(), ended };
+        let told = |before: Option<Session>| before_this(before.as_ref(), "now");
+        assert_eq!(told(None), ("the first start", Cause::Start));
+        assert_eq!(told(Some(session("now", true))), ("after a clean stop", Cause::Start));
+        assert_eq!(told(Some(session("now", false))), ("after the tracker was killed", Cause::Start));
+        assert_eq!(told(Some(session("then", true))), ("after a clean reboot", Cause::Boot));
+        assert_eq!(told(Some(session("then", false))), ("after a crash of the machine", Cause::Boot));
     }
 }

@@ -90,7 +90,9 @@ impl Fanotify {
         };
         let mut source = found.into_source(group, roots, own, keep, kept).map_err(NotAdopted::Place)?;
         let gone = source.buffer.as_ref().map(|b| b.gone()).unwrap_or_default();
-        source.doubts.restore(known.doubts, gone);
+        // A gap over all roots covers what was in doubt.
+        let doubts = if owed.is_some() { Vec::new() } else { known.doubts };
+        source.doubts.restore(doubts, gone);
         Ok(Adopted { source, seen, recovered, gaps, owed })
     }
 }

@@ -8,7 +8,7 @@ use shared::entry::Cause;
 use shared::journal::{Change, Commit, RootId, RootState};
 
 use super::super::room::{self, Offer};
-use super::{Slot, SlotParts, look_at};
+use super::{Slot, SlotParts};
 use crate::batch::{self, Batch};
 use crate::daemon::Event;
 use crate::generation;
@@ -51,8 +51,8 @@ impl Slot {
             source.in_force();
         }
         self.watching = true;
-        let seen = look_at(&self.parts.roots);
-        self.store_states(&seen, true);
+        let (intact, seen) = self.on_disk(Slot::look);
+        self.store_states(&seen, intact);
     }
 
     /// What the journal and the status say of the roots. `ok` only once the gap is committed.
