@@ -14,7 +14,7 @@ use shared::journal::{Class, Journal};
 use shared::limits;
 use tests::b2_leg::b2_world;
 use tests::dir_leg::{same, world};
-use tests::played::PlayedTracker;
+use tests::played::{Bent, PlayedTracker};
 use tests::world::{MADE, note};
 
 fn plant(top: &Path, files: usize) {
@@ -96,6 +96,8 @@ fn what_is_owed_is_left_in_time_for_new_changes_and_lists_the_destination_once()
     let sent_before_tonight = Arc::new(AtomicI64::new(-1));
     let report = b.world.run_as("b2", |parts| {
         parts.clock = Arc::new(Hasty(AtomicI64::new(0)));
+        // What one round has sent is the same for the next.
+        Bent::ahead().over(parts);
         let (progress, sent) = (parts.progress.clone(), sent_before_tonight.clone());
         parts.tracker = Box::new(PlayedTracker::at_flush(move |round| {
             let mut journal = Journal::open(&journal).unwrap();
@@ -118,7 +120,34 @@ fn what_is_owed_is_left_in_time_for_new_changes_and_lists_the_destination_once()
     assert_eq!(report.exit, Exit::Ok, "{}", report.text());
     let before = sent_before_tonight.load(Ordering::Relaxed);
     assert!(0 < before && before < files as i64, "{before}");
-    assert_eq!(report.files_sent, files as u64 + 1);
+    assert_eq!(report.files_sent, files as u64 + 1, "{}", report.text());
     // A page holds 1,000 objects; the bucket was empty.
     assert_eq!(b.b2.counters().calls(Call::ListFileNames), 1);
+}
+
+#[test]
+fn lists_of_names_beside_events_of_what_is_new_in_them_leave_nothing_out() {
+    let mut world = world();
+    let top = world.source();
+    fs::create_dir_all(top.join("photos/2024/deep")).unwrap();
+    for n in 0..5 {
+        fs::write(top.join(format!("photos/2024/{n}")), "x").unwrap();
+    }
+    fs::write(top.join("photos/2024/deep/f"), "x").unwrap();
+    world.run("copy");
+    fs::rename(top.join("photos/2024"), top.join("photos/moved")).unwrap();
+    fs::write(top.join("photos/moved/0"), "other").unwrap();
+    for (path, scope) in [
+        ("photos/2024", Scope::Subtree),
+        ("photos/moved", Scope::Subtree),
+        ("photos/moved/0", Scope::SelfOnly),
+        ("photos", Scope::Names),
+        ("photos/moved", Scope::Names),
+        ("photos/moved/0", Scope::SelfOnly),
+    ] {
+        world.saw(path, scope, MADE);
+    }
+    let report = world.run_as("copy", |parts| parts.wish.allow_deletes = Some(20));
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
 }

@@ -117,7 +117,7 @@ impl NewDeferred {
     /// What a leg owes of an entry that it has not read.
     pub(super) fn of_entry(root: RootId, path: RelPath, scope: Scope, mask: Mask, at_ns: i64) -> NewDeferred {
         let (path, scope) = match scope {
-            Scope::SelfOnly => (path, scope),
+            Scope::SelfOnly | Scope::Names => (path, scope),
             // Its names are known to the leg's catalog alone.
             Scope::Handle => (RelPath::root(), Scope::Subtree),
             _ => (path, Scope::Subtree),
@@ -176,6 +176,13 @@ mod tests {
         deep.into_iter().chain(["top", "other"]).for_each(|path| cover.add(row(path, Scope::SelfOnly)));
         let expected = [("a/b", Scope::Subtree), ("other", Scope::SelfOnly), ("top", Scope::SelfOnly)];
         assert_eq!(shown(cover), expected.map(|(path, scope)| (path.to_owned(), scope)));
+    }
+
+    #[test]
+    fn a_list_of_names_is_not_all_that_lies_below_it() {
+        let mut cover = Cover::new(10);
+        cover.add(row("a", Scope::Names));
+        assert_eq!(shown(cover), [("a".to_owned(), Scope::Names)]);
     }
 
     #[test]
