@@ -3,6 +3,7 @@
 use rusqlite::params;
 use shared::database::DatabaseError;
 
+use super::rows::read_stat;
 use super::{Catalog, CatalogRoot, Origin, RowState};
 use crate::tree::Stat;
 
@@ -86,19 +87,7 @@ impl Catalog {
 
 fn read_known(r: &rusqlite::Row<'_>, page: &mut RowPage) -> rusqlite::Result<()> {
     page.keys.extend_from_slice(r.get_ref(0)?.as_blob()?);
-    let stat = Stat {
-        kind: r.get(1)?,
-        size: r.get(2)?,
-        mtime_ns: r.get(3)?,
-        ctime_ns: r.get(4)?,
-        btime_ns: r.get(5)?,
-        ino: r.get::<_, i64>(6)? as u64,
-        mode: r.get(7)?,
-        uid: r.get(8)?,
-        gid: r.get(9)?,
-        nlink: r.get(10)?,
-        rdev: r.get::<_, i64>(11)? as u64,
-    };
+    let stat = read_stat(r)?;
     page.rows
         .push((page.keys.len(), Known { stat, origin: r.get(12)?, settled: r.get(13)?, state: r.get(14)? }));
     Ok(())

@@ -411,8 +411,9 @@ pub(super) fn put(
     Ok(())
 }
 
-fn read_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<(Key, Row)> {
-    let stat = Stat {
+/// The columns from the second on, which all queries for rows begin with behind the key.
+pub(super) fn read_stat(r: &rusqlite::Row<'_>) -> rusqlite::Result<Stat> {
+    Ok(Stat {
         kind: r.get(1)?,
         size: r.get(2)?,
         mtime_ns: r.get(3)?,
@@ -424,7 +425,11 @@ fn read_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<(Key, Row)> {
         gid: r.get(9)?,
         nlink: r.get(10)?,
         rdev: r.get::<_, i64>(11)? as u64,
-    };
+    })
+}
+
+fn read_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<(Key, Row)> {
+    let stat = read_stat(r)?;
     let handle: Option<Vec<u8>> = r.get(12)?;
     let row = Row {
         stat,
