@@ -3,8 +3,11 @@
 
 use std::fs;
 
+use shared::clock::{Clock as _, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
+use shared::journal::{Class, NewDeferred};
+use shared::path::RelPath;
 use tests::dir_leg::{fill, mirrored, same, world, world_with};
 use tests::played::{Bent, PlayedTracker};
 
@@ -172,6 +175,31 @@ fn content_written_through_one_name_reaches_the_others_as_links() {
     world.saw("z-other-name", Scope::SelfOnly, Mask::DELETE);
     world.run("copy");
     same(&world);
+}
+
+#[test]
+fn what_is_owed_is_done_with_once_it_changed_again_and_the_rest_of_it_waits() {
+    let mut world = mirrored();
+    let root = world.root;
+    let owed = |path: &str| NewDeferred {
+        root,
+        path: RelPath::parse(path.as_bytes()).unwrap(),
+        scope: Scope::SelfOnly,
+        seq: 1,
+        mask: Mask::MODIFY,
+        since_ns: 0,
+        attempts: 1,
+        not_before_ns: SystemClock.wall_ns() + 600_000_000_000,
+        class: Class::Error,
+        last_error: "it could not be read".into(),
+    };
+    world.journal.defer("copy", &[owed("a/file"), owed("a/b/secret")]).unwrap();
+    fs::write(world.source().join("a/file"), "can be read now").unwrap();
+    world.saw("a/file", Scope::SelfOnly, Mask::MODIFY);
+    assert_eq!(world.run("copy").exit, Exit::Partial);
+    same(&world);
+    let left: Vec<_> = world.journal.deferred("copy", 10).unwrap().into_iter().map(|d| d.key.path).collect();
+    assert_eq!(left, [RelPath::parse(b"a/b/secret").unwrap()]);
 }
 
 #[test]

@@ -56,6 +56,7 @@ impl Run<'_> {
                 self.add_entry(entry, &mut works)?;
             }
         }
+        self.parts.journal.wake_changed(&leg, cursor, self.head)?;
         self.add_silent(&mut works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
