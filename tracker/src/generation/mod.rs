@@ -31,6 +31,8 @@ enum Whole {
     /// A filesystem without generations, or a gap that they cannot close.
     #[error("generations do not tell")]
     NotAsked,
+    #[error("the last search was a moment ago")]
+    TooSoon,
     #[error("{0}")]
     Unproven(&'static str),
     #[error("more than {} paths changed", limits::GENERATION_PATHS_MAX)]
@@ -43,12 +45,13 @@ enum Whole {
 
 /// Puts what changed in the place of each gap over a whole root, where the filesystem can tell, and records from when
 /// on it has to be asked the next time. The mark stands already: what changes from here on has its event. Returns for
-/// people how each gap of a filesystem with generations is worked off.
+/// people how each gap of a filesystem with generations is worked off. Without `rested` the gaps stay as they are.
 pub fn work_off(
     commit: &mut Commit,
     roots: &[TrackedRoot],
     own: &[OwnDir],
     journal: &Journal,
+    rested: bool,
 ) -> Vec<String> {
     let mut notes = Vec::new();
     for gap in std::mem::take(&mut commit.changes) {
@@ -62,9 +65,15 @@ pub fn work_off(
         commit.generations.extend(now.as_ref().ok().map(|now| (root.id, *now)));
         let recorded = journal.generation(root.id).ok().flatten();
         let begun = Instant::now();
-        match now.and_then(|now| gap_changes(root, &open, own, gap.cause, recorded, now)) {
-            Ok(changes) => {
-                let since = recorded.map_or(0, |r| r.generation);
+        let found = now.and_then(|now| {
+            let since = since(gap.cause, recorded, now)?;
+            if !rested {
+                return Err(Whole::TooSoon);
+            }
+            Ok((since, changes_since(root, &open, own, since)?))
+        });
+        match found {
+            Ok((since, changes)) => {
                 notes.push(format!(
                     "{}: {} paths changed since generation {since}, found in {} ms",
                     root.name,
@@ -143,22 +152,19 @@ fn since(cause: Cause, recorded: Option<Generation>, now: Generation) -> Result<
 }
 
 /// What changed below a root since the recorded generation.
-fn gap_changes(
+fn changes_since(
     root: &TrackedRoot,
     open: &OpenRoot,
     own: &[OwnDir],
-    cause: Cause,
-    recorded: Option<Generation>,
-    now: Generation,
+    since: u64,
 ) -> Result<Vec<Change>, Whole> {
-    let since = since(cause, recorded, now)?;
     let fd = open.fd.as_fd();
     // Changes of inodes stand in memory for a while before they stand in the tree.
     rustix::fs::syncfs(fd).map_err(|e| Whole::Io { op: "sync the filesystem", source: e.into() })?;
     let mut search = Search::new();
     let inodes = changed_inodes(&mut search, fd, since)?;
     let own = own.iter().filter(|o| o.dev == open.attachment.dev).map(|o| o.inode).collect();
-    let mut paths = Paths::new(now.inode, own, |inode| names_of(&mut search, fd, inode));
+    let mut paths = Paths::new(open.identity.inode, own, |inode| names_of(&mut search, fd, inode));
     let mut changes = Vec::new();
     for (number, inode) in inodes {
         let at = if inode.is_dir { paths.dir(number)?.into_iter().collect() } else { paths.names(number)? };
@@ -241,6 +247,26 @@ fn each_item(
 /// A number is recorded only when it is so old: an event may be late by as long as a process rests between its change
 /// and its word of it.
 const AGE: Duration = Duration::from_secs(5);
+
+/// After a search the next one waits for so many times as long as that took.
+const REST: i64 = 20;
+
+/// Nothing is read from the kernel's queue during a search. Where more is lost meanwhile, one search must not follow
+/// another without end.
+#[derive(Debug, Default)]
+pub struct Pace {
+    until_ns: i64,
+}
+
+impl Pace {
+    pub fn is_rested(&self, now_ns: i64) -> bool {
+        now_ns >= self.until_ns
+    }
+
+    pub fn searched(&mut self, begun_ns: i64, ended_ns: i64) {
+        self.until_ns = ended_ns + REST * (ended_ns - begun_ns);
+    }
+}
 
 /// The generations that may be recorded because everything that happened before them is committed.
 #[derive(Debug, Default)]

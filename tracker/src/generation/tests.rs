@@ -49,3 +49,12 @@ fn a_generation_is_recorded_only_after_what_was_queued_when_it_had_its_age_is_co
     assert_eq!(one.take(&commit), [(RootId(1), THEN)]);
     assert_eq!(one.take(&commit), [], "it is recorded once");
 }
+
+#[test]
+fn a_search_that_took_long_is_not_soon_followed_by_another() {
+    let mut pace = Pace::default();
+    assert!(pace.is_rested(0));
+    pace.searched(100, 350);
+    assert!(!pace.is_rested(350) && !pace.is_rested(350 + 20 * 250 - 1));
+    assert!(pace.is_rested(350 + 20 * 250));
+}

@@ -25,7 +25,7 @@ use super::room::Room;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
-use crate::generation::Generations;
+use crate::generation::{Generations, Pace};
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
@@ -74,6 +74,7 @@ struct Slot {
     pending: Option<Commit>,
     states: Vec<Option<RootState>>,
     generations: Generations,
+    pace: Pace,
     /// Where each root stood before the last check that found all as it should be.
     stood: Vec<Option<Standing>>,
     /// The roots that the next gap is for; empty for all.
@@ -128,6 +129,7 @@ impl Slot {
         Slot {
             states: vec![None; parts.roots.len()],
             generations: Generations::default(),
+            pace: Pace::default(),
             stood: Vec::new(),
             watching: false,
             gaps: Vec::new(),

@@ -120,10 +120,16 @@ impl Slot {
 
     /// Where the filesystem itself knows what changed, that is committed in the place of a gap; how, for people.
     fn by_generation(&mut self, commit: &mut Commit) -> Vec<String> {
-        self.on_disk(|slot| {
+        let begun = self.clock.boot_ns();
+        let rested = self.pace.is_rested(begun);
+        let how = self.on_disk(|slot| {
             let SlotParts { roots, own, journal, .. } = &slot.parts;
-            generation::work_off(commit, roots, own, journal)
-        })
+            generation::work_off(commit, roots, own, journal, rested)
+        });
+        if rested {
+            self.pace.searched(begun, self.clock.boot_ns());
+        }
+        how
     }
 
     /// Everything read is committed. What inotify does not see is found by the next start only if the time before it
