@@ -1,10 +1,12 @@
-//! The tracker killed over and over under a storm, at random moments and at each of its kill points, and the two
-//! checks that nothing was lost: every event is covered by a row, and the mirror made from the rows is the tree.
+//! The tracker killed over and over under a storm on two filesystems, at random moments and at each of its kill points,
+//! while one leg reads what it has at any time; and the two checks that nothing was lost: every event is covered by a
+//! row, and the mirrors made from the rows are the trees.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use shared::entry::{Mask, Scope};
+use shared::exit::Exit;
 use shared::journal::Journal;
 use tempfile::TempDir;
 
@@ -32,6 +35,10 @@ pub const POINTS: [(&str, u32); 7] = [
     ("recovering", 4),
 ];
 
+/// One tree on each.
+const FILESYSTEMS: [&str; 2] = ["ext4", "btrfs"];
+/// The leg that runs while nothing changes, and the one that runs at any time.
+const LEGS: [&str; 2] = ["quiet", "restless"];
 /// Processes of the storm.
 const PROCESSES: u64 = 4;
 /// Events that may be queued before the tracker must have read them: well below the kernel's default bound, whose
@@ -71,7 +78,9 @@ pub struct Figures {
     pub missing: Vec<String>,
     /// Gap rows after the first start.
     pub gaps: Vec<String>,
-    /// Differences of the final mirror.
+    /// Runs of the restless leg.
+    pub runs: u64,
+    /// Differences of the final mirrors.
     pub different: Vec<String>,
     pub seconds: f64,
 }
@@ -80,7 +89,7 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} kills ({} at kill points) in {:.0} s, {} items, {} reads cut short ({} with data), {} commits without reset, {} events recovered; {} missing, {} rescans, {} differences of the mirror",
+            "{} kills ({} at kill points) in {:.0} s, {} items, {} reads cut short ({} with data), {} commits without reset, {} events recovered, {} runs meanwhile; {} missing, {} rescans, {} differences of the mirrors",
             self.kills,
             self.at_points,
             self.seconds,
@@ -89,6 +98,7 @@ impl fmt::Display for Figures {
             self.torn_with_data,
             self.committed_not_reset,
             self.recovered_events,
+            self.runs,
             self.missing.len(),
             self.gaps.len(),
             self.different.len()
@@ -100,17 +110,20 @@ struct Campaign {
     plan: Plan,
     random: StdRng,
     dir: TempDir,
-    tree: PathBuf,
+    trees: Vec<PathBuf>,
     tracker: Supervisor,
     storm: Storm,
+    /// A run of the restless leg.
+    running: Option<Child>,
     figures: Figures,
     /// Events that the tracker may not have read yet.
     unread: usize,
+    turn: usize,
     rows: HashMap<String, Mask>,
     removed: HashSet<String>,
     seen_seq: u64,
     gone: HashMap<u64, Gone>,
-    _fs: LoopFs,
+    _filesystems: Vec<LoopFs>,
 }
 
 /// Needs root.
@@ -133,36 +146,41 @@ pub fn run(plan: Plan) -> Figures {
         }
     }
     campaign.look();
+    campaign.last_runs();
     campaign.figures.different = campaign.mirror_differences();
     campaign.count_recoveries();
     campaign.figures.seconds = began.elapsed().as_secs_f64();
-    campaign.figures
+    std::mem::take(&mut campaign.figures)
 }
 
 impl Campaign {
     fn new(plan: Plan) -> Campaign {
         let dir = tempfile::tempdir().unwrap();
-        let fs = LoopFs::new("ext4").unwrap();
-        let tree = fs.path().join("tree");
-        for dir in [&tree, &dir.path().join("copy")] {
+        let filesystems = FILESYSTEMS.map(|kind| LoopFs::new(kind).unwrap());
+        let trees = filesystems.each_ref().map(|fs| fs.path().join("tree"));
+        let mirrors = LEGS.map(|leg| dir.path().join(leg));
+        for dir in trees.iter().chain(&mirrors) {
             fs::create_dir(dir).unwrap();
         }
         let config = dir.path().join("longshore.toml");
-        fs::write(&config, configuration(dir.path(), &tree)).unwrap();
+        fs::write(&config, configuration(dir.path(), &trees)).unwrap();
+        let tops = trees.each_ref().map(PathBuf::as_path);
         Campaign {
             random: StdRng::seed_from_u64(plan.seed),
             tracker: Supervisor::new(&killable(), &config),
-            storm: Storm::new(&plan.worker, &tree, dir.path(), PROCESSES, plan.seed),
+            storm: Storm::new(&plan.worker, &tops, dir.path(), PROCESSES, plan.seed),
             plan,
             dir,
-            tree,
+            trees: trees.to_vec(),
+            running: None,
             figures: Figures::default(),
             unread: 0,
+            turn: 0,
             rows: HashMap::new(),
             removed: HashSet::new(),
             seen_seq: 0,
             gone: HashMap::new(),
-            _fs: fs,
+            _filesystems: filesystems.into(),
         }
     }
 
@@ -176,14 +194,52 @@ impl Campaign {
         }
         self.tracker.start();
         // The gap of the first start is worked off before there is anything that it could make up for.
-        self.sync();
+        LEGS.iter().for_each(|leg| self.sync(leg));
         self.seen_seq = self.journal().head_and_floor().unwrap().0;
         self.tracker.kill();
     }
 
-    fn sync(&self) {
-        let output = call("syncer", &self.config(), &["run"]);
+    fn sync(&self, leg: &str) {
+        let output = call("syncer", &self.config(), &["run", "--leg", leg]);
         assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output), self.tracker.log());
+    }
+
+    /// Claims and acks at any moment of the tracker's life. What it saw of a file that went on changing is of no
+    /// interest: later entries or what it owes must make up for it.
+    fn restless_run(&mut self) {
+        if let Some(mut child) = self.running.take_if(|child| child.try_wait().unwrap().is_some()) {
+            self.check_run(&mut child);
+        }
+        let said = File::create(self.said()).unwrap();
+        let mut command = Command::new(program("syncer"));
+        command.arg("--config").arg(self.config()).args(["run", "--leg", LEGS[1]]);
+        command.stdout(said.try_clone().unwrap()).stderr(said);
+        self.running.get_or_insert_with(|| command.spawn().unwrap());
+    }
+
+    /// What the restless leg says.
+    fn said(&self) -> PathBuf {
+        self.dir.path().join("restless.log")
+    }
+
+    fn check_run(&mut self, child: &mut Child) {
+        let code = child.wait().unwrap().code();
+        let said = fs::read_to_string(self.said()).unwrap();
+        // Without a tracker it deletes nothing.
+        let usual = [Exit::Ok, Exit::Partial, Exit::Unproven, Exit::TryLater]
+            .map(|exit| Some(i32::from(exit.code())));
+        assert!(usual.contains(&code), "a run ended with {code:?}\n{}\n{}", said, self.tracker.log());
+        self.figures.runs += 1;
+    }
+
+    /// Of the restless leg, with nothing in its way.
+    fn last_runs(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            self.check_run(&mut child);
+        }
+        self.tracker.start();
+        self.sync(LEGS[1]);
+        self.tracker.kill();
     }
 
     fn journal(&self) -> Journal {
@@ -192,6 +248,7 @@ impl Campaign {
 
     /// One life of the tracker.
     fn cycle(&mut self) {
+        self.restless_run();
         if self.unread + CYCLE_EVENTS > QUEUE_EVENTS {
             self.tracker.start();
             self.flush();
@@ -215,11 +272,16 @@ impl Campaign {
         self.figures.kills += 1;
     }
 
+    /// Each of the points in its turn, and a random moment between two of them.
     fn next_point(&mut self) -> Option<(&'static str, u32)> {
         if let Some((_, only)) = self.plan.control {
             return POINTS.iter().find(|(name, _)| *name == only).copied();
         }
-        let (name, max) = *POINTS.get(self.random.random_range(0..2 * POINTS.len()))?;
+        self.turn += 1;
+        if self.turn.is_multiple_of(2) {
+            return None;
+        }
+        let (name, max) = POINTS[self.turn / 2 % POINTS.len()];
         Some((name, self.random.random_range(1..=max)))
     }
 
@@ -268,7 +330,7 @@ impl Campaign {
         let missing = items.iter().filter(|item| !self.is_covered(item)).map(|item| format!("{item:?}"));
         let missing: Vec<String> = missing.collect();
         self.figures.missing.extend(missing);
-        self.sync();
+        self.sync(LEGS[0]);
         // A leg has claimed them: they cover nothing that comes.
         self.rows.clear();
         self.removed.clear();
@@ -308,7 +370,11 @@ impl Campaign {
     }
 
     fn mirror_differences(&self) -> Vec<String> {
-        differences(&facts(&self.tree), &facts(&self.dir.path().join("copy")), Depth::All)
+        let mirrors = LEGS.iter().map(|leg| self.dir.path().join(leg));
+        let pairs = mirrors.flat_map(|mirror| {
+            self.trees.iter().zip(FILESYSTEMS).map(move |(tree, name)| (tree, mirror.join(name)))
+        });
+        pairs.flat_map(|(tree, mirror)| differences(&facts(tree), &facts(&mirror), Depth::All)).collect()
     }
 
     fn count_recoveries(&mut self) {
@@ -329,21 +395,27 @@ impl Campaign {
     }
 }
 
-fn configuration(dir: &Path, tree: &Path) -> String {
-    let (dir, tree) = (dir.display(), tree.display());
-    format!(
-        r#"
-state_dir = "{dir}/state"
-runtime_dir = "{dir}/run"
-[[root]]
-name = "space"
-path = "{tree}"
-[[leg]]
-name = "copy"
-kind = "dir"
-roots = ["space"]
-path = "{dir}/copy"
-guard = {{ deletes = 1000000000, delete_percent = 100.0 }}
-"#
-    )
+impl Drop for Campaign {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn configuration(dir: &Path, trees: &[PathBuf]) -> String {
+    let dir = dir.display();
+    let mut text = format!("state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n");
+    for (tree, name) in trees.iter().zip(FILESYSTEMS) {
+        text += &format!("[[root]]\nname = \"{name}\"\npath = \"{}\"\n", tree.display());
+    }
+    let roots = FILESYSTEMS.map(|name| format!("{{ root = \"{name}\", prefix = \"{name}\" }}")).join(", ");
+    for leg in LEGS {
+        text += &format!(
+            "[[leg]]\nname = \"{leg}\"\nkind = \"dir\"\nroots = [{roots}]\npath = \"{dir}/{leg}\"\n\
+             guard = {{ deletes = 1000000000, delete_percent = 100.0 }}\n"
+        );
+    }
+    text
 }

@@ -252,10 +252,11 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// `worker` is a program that runs [`work`] with the arguments `worker TOP NUMBER SEED LOG`.
-    pub fn new(worker: &Path, top: &Path, logs: &Path, processes: u64, seed: u64) -> Storm {
+    /// `worker` is a program that runs [`work`] with the arguments `worker TOP NUMBER SEED LOG`. The processes take
+    /// turns at the tops.
+    pub fn new(worker: &Path, tops: &[&Path], logs: &Path, processes: u64, seed: u64) -> Storm {
         let mut storm = Storm { processes: Vec::new(), done: Arc::default(), given: 0 };
-        for number in 1..=processes {
+        for (number, top) in (1..=processes).zip(tops.iter().cycle()) {
             let log = logs.join(format!("storm-{number}.log"));
             File::create(&log).unwrap();
             let mut child = Command::new(worker)

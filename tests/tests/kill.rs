@@ -10,7 +10,7 @@ use tests::mount::available;
 fn campaign(kills: u64, control: Option<(&'static str, &'static str)>) -> Option<Figures> {
     let worker = Path::new(env!("CARGO_BIN_EXE_kill-campaign")).to_owned();
     let plan = Plan { kills, seed: rand::random(), control, worker };
-    let figures = available("ext4").then(|| run(plan))?;
+    let figures = ["ext4", "btrfs"].into_iter().all(available).then(|| run(plan))?;
     println!("{figures}");
     Some(figures)
 }
