@@ -62,9 +62,14 @@ impl LoopFs {
         self.dir.path().join("mnt")
     }
 
+    /// The file that the filesystem lies in.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
+    }
+
     pub fn mount(&mut self) -> Result<(), String> {
-        let image = self.dir.path().join("image");
-        run("mount", &["-o", "loop", &image.display().to_string(), &self.path().display().to_string()])?;
+        let image = self.image().display().to_string();
+        run("mount", &["-o", "loop", &image, &self.path().display().to_string()])?;
         self.mounted = true;
         Ok(())
     }

@@ -14,6 +14,9 @@ use tests::workload::{Workload, plant};
 
 const QUIET_FILES: usize = 3_000;
 
+/// Else the first read of a file after a change is a change of its inode, too.
+const OPTIONS: &str = "noatime";
+
 struct Setup {
     dir: TempDir,
     fs: LoopFs,
@@ -23,8 +26,7 @@ impl Setup {
     fn new() -> Setup {
         let dir = tempfile::tempdir().unwrap();
         let fs = LoopFs::new("btrfs").unwrap();
-        // Else the first read of a file after a change is a change of its inode, too.
-        fs.remount("noatime").unwrap();
+        fs.remount(OPTIONS).unwrap();
         for name in ["root/quiet", "outside"] {
             fs::create_dir_all(fs.path().join(name)).unwrap();
         }
@@ -44,6 +46,11 @@ impl Setup {
 
     fn root(&self) -> PathBuf {
         self.fs.path().join("root")
+    }
+
+    fn mount(&mut self) {
+        self.fs.mount().unwrap();
+        self.fs.remount(OPTIONS).unwrap();
     }
 
     fn config(&self) -> PathBuf {
@@ -96,4 +103,26 @@ fn one_run_after_a_time_without_a_tracker_finds_every_change_and_looks_at_little
         let examined = setup.one_run();
         assert!(examined < 20 + 8 * steps as u64, "{examined} for {steps} steps");
     }
+}
+
+#[test]
+fn a_disk_that_was_put_back_to_an_older_state_is_looked_at_as_a_whole() {
+    if !available("btrfs") {
+        return;
+    }
+    let mut setup = Setup::new();
+    setup.one_run();
+    let (image, older) = (setup.fs.image(), setup.dir.path().join("older"));
+    setup.fs.unmount().unwrap();
+    fs::copy(&image, &older).unwrap();
+    setup.mount();
+    fs::write(setup.root().join("quiet/1"), "newer").unwrap();
+    fs::write(setup.root().join("made"), "later").unwrap();
+    assert!(setup.one_run() < 20, "the generations go on after an unmount");
+    setup.fs.unmount().unwrap();
+    fs::copy(&older, &image).unwrap();
+    setup.mount();
+    let examined = setup.one_run();
+    assert!(examined > QUIET_FILES as u64, "{examined}");
+    assert!(!setup.dir.path().join("copy/made").exists());
 }
