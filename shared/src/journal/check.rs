@@ -34,6 +34,14 @@ impl Journal {
         Ok((before, self.bytes()))
     }
 
+    /// Puts its log into the file, so that the next transactions need no room of their own. By itself SQLite does that
+    /// every 1,000 pages, which are as much as the reserve.
+    pub fn fold(&self) -> Result<(), DatabaseError> {
+        // Somebody who reads just now keeps what he reads: the rest of it is for the next time.
+        let folded = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |r| r.get::<_, bool>(0));
+        folded.map(drop).map_err(self.fail("fold the log"))
+    }
+
     fn bytes(&self) -> u64 {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");

@@ -225,6 +225,10 @@ impl Slot {
             self.recovered(JOURNAL_ERROR);
         }
         self.letting_go = full;
+        // Each batch still takes a number, and the reserve must last for as long as the disk is full.
+        if full && let Err(e) = self.parts.journal.fold() {
+            tracing::debug!("{e}");
+        }
     }
 }
 
