@@ -14,3 +14,5 @@ pub mod rate;
 pub mod resolve;
 pub mod roots;
 pub mod shell;
+#[cfg(test)]
+mod testing;

@@ -4,7 +4,7 @@ mod adopt;
 mod canary;
 mod event;
 mod links;
-mod place;
+pub(crate) mod place;
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

@@ -251,6 +251,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 #[cfg(test)]
+mod peer;
+
+#[cfg(test)]
 pub mod tests {
     use super::*;
     use proptest::prelude::*;
