@@ -299,7 +299,9 @@ pub fn recover(hot: &Hot, data: &[u8], epoch: u64) -> Result<Recovery, Unfit> {
     out.left = now.consumed as usize..now.published as usize;
     if out.left.is_empty() {
         out.left = 0..0;
-        out.stores.extend([(Word::Published, 0), (Word::Consumed, 0), (Word::NextEnd, 0)]);
+        // The record at which it died, if it did, is committed: its place is for another one.
+        out.stores.extend([(Word::PoisonAt, NONE), (Word::Published, 0)]);
+        out.stores.extend([(Word::Consumed, 0), (Word::NextEnd, 0)]);
     } else {
         out.stores.extend([(Word::Consumed, now.consumed), (Word::NextEnd, now.consumed)]);
     }

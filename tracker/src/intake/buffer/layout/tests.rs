@@ -147,6 +147,25 @@ fn a_record_is_poison_after_three_deaths_at_it_and_another_counts_anew() {
 }
 
 #[test]
+fn deaths_at_a_record_that_was_committed_at_last_do_not_count_for_the_one_that_takes_its_place() {
+    let data = data(&[record(b"a")]);
+    let one = record(b"a").len() as u64;
+    let mut hot = Hot { published: one, at: 0, ..idle() };
+    let stores = recover(&hot, &data, 5).unwrap().stores;
+    apply(&mut hot, &stores);
+    assert_eq!((hot.poison_at, hot.poison_deaths), (0, 1));
+    // The next try got through it, and died behind its commit.
+    hot.next_end = one;
+    let stores = recover(&hot, &data, 6).unwrap().stores;
+    apply(&mut hot, &stores);
+    assert_eq!(hot.published, 0);
+    (hot.published, hot.at) = (one, 0);
+    let stores = recover(&hot, &data, 6).unwrap().stores;
+    apply(&mut hot, &stores);
+    assert_eq!((hot.poison_at, hot.poison_deaths), (0, 1), "another record, which died once");
+}
+
+#[test]
 fn a_death_between_two_records_is_nobodys() {
     let stores = recover(&idle(), &data(&[]), 5).unwrap().stores;
     assert!(stores.iter().all(|(word, _)| *word != Word::PoisonDeaths));
