@@ -347,14 +347,15 @@ fn a_record_that_kills_the_tracker_three_times_is_skipped_with_a_gap() {
 
 #[test]
 fn a_first_start_that_was_killed_before_its_gap_row_is_made_up_for() {
-    for point in ["transaction:1", "committed:1"] {
+    for (point, gap) in [("transaction:1", true), ("committed:1", false)] {
         let Some(mut world) = World::new(&killable()) else { return };
         world.tracker.env = vec![("LONGSHORE_KILL", point.to_owned())];
         world.tracker.spawn();
         world.tracker.wait();
         world.tracker.env.clear();
         world.write("a/while-dead");
-        world.start();
+        let said = world.start();
+        assert_eq!(said.ends_with("no gap"), !gap, "{point}: {said}");
         let starts = world.gaps().into_iter().filter(|(_, cause)| *cause == Cause::Start).count();
         assert_eq!(starts, 2, "{point}: {:?}", world.gaps());
         world.assert_recorded(&["while-dead"]);

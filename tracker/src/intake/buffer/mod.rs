@@ -51,13 +51,14 @@ pub struct Recovered {
 
 impl Buffer {
     /// A new one, which owes a gap over all roots.
-    pub fn create(lasting: Lasting, cause: Cause) -> io::Result<Buffer> {
+    pub fn create(mut lasting: Lasting, cause: Cause) -> io::Result<Buffer> {
+        let roots = std::mem::take(&mut lasting.roots);
         let fd =
             rustix::fs::memfd_create(c"longshore-intake", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, TOTAL_BYTES as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SEALS)?;
         let mut buffer = Buffer::map(fd, lasting, false)?;
-        buffer.begin_anew(Vec::new(), cause);
+        buffer.begin_anew(roots, cause);
         Ok(buffer)
     }
 
