@@ -81,6 +81,10 @@ impl Keep {
         if buffer.lasting().journal_id != self.journal_id.0 {
             return Err(Unfit::Journal);
         }
+        if buffer.is_anew() {
+            self.store_buffer(&buffer);
+            barrier();
+        }
         Ok(buffer)
     }
 
@@ -100,9 +104,7 @@ impl Keep {
                     roots: roots.to_vec(),
                 };
                 let buffer = Buffer::create(lasting, Cause::Start)?;
-                remove(&format!("{BUFFER}{}", self.fs));
-                self.buffer_stored = true;
-                store(&format!("{BUFFER}{}", self.fs), buffer.fd());
+                self.store_buffer(&buffer);
                 buffer
             }
         };
@@ -111,6 +113,14 @@ impl Keep {
         self.group_stored = true;
         barrier();
         Ok(buffer)
+    }
+
+    /// In the place of the one before.
+    fn store_buffer(&mut self, buffer: &Buffer) {
+        let name = format!("{BUFFER}{}", self.fs);
+        remove(&name);
+        self.buffer_stored = true;
+        store(&name, buffer.fd());
     }
 
     pub fn give_buffer(&mut self, buffer: Buffer) {

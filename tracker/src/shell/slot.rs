@@ -165,8 +165,12 @@ impl Slot {
                 command => event = self.carry_out(command, machine.events_read()),
             }
         }
+        let clean = self.pending.is_none();
+        if let (true, Some(source)) = (clean, &mut self.source) {
+            source.leave();
+        }
         // The group and the journal are closed before anybody hears of the end.
-        self.pending.is_none()
+        clean
     }
 
     fn receive(&mut self, machine: &mut Machine) {
