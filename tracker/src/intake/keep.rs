@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 use shared::entry::Cause;
 use shared::journal::JournalId;
+use shared::kill;
 
 use super::buffer::{Buffer, Lasting, RootMark, Unfit};
 
@@ -109,8 +110,10 @@ impl Keep {
             }
         };
         self.forget_group();
+        kill::point("placing");
         store(&format!("{GROUP}{}", self.fs), group);
         self.group_stored = true;
+        kill::point("placing");
         barrier();
         Ok(buffer)
     }
@@ -119,8 +122,10 @@ impl Keep {
     fn store_buffer(&mut self, buffer: &Buffer) {
         let name = format!("{BUFFER}{}", self.fs);
         remove(&name);
+        kill::point("placing");
         self.buffer_stored = true;
         store(&name, buffer.fd());
+        kill::point("placing");
     }
 
     pub fn give_buffer(&mut self, buffer: Buffer) {

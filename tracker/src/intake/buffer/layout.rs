@@ -140,6 +140,17 @@ impl Hot {
     }
 }
 
+/// The stores that empty a buffer, in order, once a gap over everything is owed.
+pub const BEGINNING: [(Word, u64); 7] = [
+    (Word::At, NONE),
+    (Word::PoisonAt, NONE),
+    (Word::Reading, 0),
+    (Word::Published, 0),
+    (Word::Consumed, 0),
+    (Word::NextEnd, 0),
+    (Word::Gone, 0),
+];
+
 /// The stores after a commit, in order. `counted`: the journal has an epoch for it; a batch of which nothing was
 /// ours is never written there.
 pub fn finish(hot: &Hot, counted: bool) -> [(Word, u64); 6] {

@@ -151,10 +151,10 @@ impl Buffer {
     pub fn begin_anew(&mut self, roots: Vec<RootMark>, cause: Cause) {
         self.set(Word::Clean, 0);
         self.owe(cause);
-        self.set(Word::At, NONE);
-        self.set(Word::PoisonAt, NONE);
-        for word in [Word::Reading, Word::Published, Word::Consumed, Word::NextEnd, Word::Gone] {
-            self.set(word, 0);
+        kill::point("placing");
+        for (word, value) in layout::BEGINNING {
+            self.set(word, value);
+            kill::point("placing");
         }
         self.used.fill(true);
         self.part = limits::INTAKE_BATCH_BYTES;

@@ -233,7 +233,10 @@ fn what_another_version_leaves_is_read_from_places_and_in_a_form_that_never_chan
         rustix::io::pwrite(&fd, &[head.as_slice(), json].concat(), at).unwrap();
         rustix::fs::fcntl_add_seals(&fd, SEALS).unwrap();
         let mut new = Buffer::open(fd).unwrap();
-        assert_eq!(new.lasting(), &Lasting { roots: vec![RootMark { id: 3, rules: 4, identity: 5 }], ..lasting() });
+        assert_eq!(
+            new.lasting(),
+            &Lasting { roots: vec![RootMark { id: 3, rules: 4, identity: 5 }], ..lasting() }
+        );
         assert_eq!(new.recover(Some(&mark(7))).map(|found| found.is_anew), Ok(true));
     }
 }

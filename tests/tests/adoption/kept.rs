@@ -1,0 +1,167 @@
+//! What the service manager gives back is not always what a start expects: another version's, twice, in another order,
+//! for a root that is not there.
+
+use std::fs;
+
+use shared::entry::Cause;
+use tests::mount::LoopFs;
+
+use crate::world::World;
+
+#[test]
+fn a_clean_restart_into_a_version_with_another_layout_of_the_buffer_goes_on_without_a_gap() {
+    let Some(mut world) = World::started() else { return };
+    world.write("a/before-stop");
+    assert!(world.tracker.stop().success());
+    world.change_the_layout();
+    world.write("a/while-stopped");
+    let said = world.start();
+    assert!(said.contains("is made anew") && said.ends_with("no gap"), "{said}");
+    world.write("b/before-kill");
+    world.tracker.kill();
+    world.write("b/while-dead");
+    let said = world.start();
+    assert!(!said.contains("is made anew") && said.ends_with("no gap"), "{said}");
+    assert_eq!(world.gaps(), []);
+    world.assert_recorded(&["before-stop", "while-stopped", "before-kill", "while-dead"]);
+}
+
+#[test]
+fn a_buffer_of_another_layout_whose_tracker_was_killed_is_a_gap() {
+    let Some(mut world) = World::started() else { return };
+    // That it was left cleanly once says nothing any more.
+    world.tracker.stop();
+    world.start();
+    world.write("a/before-kill");
+    world.tracker.kill();
+    world.change_the_layout();
+    let said = world.start();
+    assert!(said.contains("laid out by another version"), "{said}");
+    assert_eq!(world.gaps(), world.both(Cause::Adoption));
+}
+
+#[test]
+fn a_root_with_other_rules_gets_its_gap_from_a_version_with_another_layout_too() {
+    let Some(mut world) = World::started() else { return };
+    world.tracker.stop();
+    world.change_the_layout();
+    fs::rename(world.root("b"), world.root("away")).unwrap();
+    fs::create_dir(world.root("b")).unwrap();
+    let said = world.start();
+    assert!(said.contains("is made anew"), "{said}");
+    assert_eq!(world.gaps(), [("b".into(), Cause::Identity)]);
+}
+
+#[test]
+fn a_journal_that_went_back_is_a_gap_in_a_version_with_another_layout_too() {
+    let Some(mut world) = World::started() else { return };
+    let copy = world.dir.path().join("copy.db");
+    world.journal().copy_to(&copy).unwrap();
+    world.write("a/after-the-copy");
+    world.tracker.flush();
+    world.tracker.stop();
+    fs::rename(&copy, world.journal_path()).unwrap();
+    world.change_the_layout();
+    let said = world.start();
+    assert!(said.contains("older copy"), "{said}");
+    assert_eq!(world.gaps(), world.both(Cause::Adoption));
+}
+
+#[test]
+fn the_order_in_which_descriptors_are_passed_says_nothing() {
+    let Some(mut world) = World::started() else { return };
+    let order = world.tracker.names();
+    world.tracker.kill();
+    for name in ["once", "twice"] {
+        world.tracker.reverse_the_store();
+        world.write(&format!("a/{name}"));
+        let said = world.start();
+        assert!(said.ends_with("no gap"), "{said}");
+        world.tracker.kill();
+    }
+    assert_eq!((world.gaps(), world.tracker.names()), (vec![], order));
+    world.assert_recorded(&["once", "twice"]);
+}
+
+#[test]
+fn of_two_descriptors_with_one_name_none_is_believed() {
+    for (what, first) in [("group.", true), ("group.", false), ("buffer.", true), ("buffer.", false)] {
+        let Some(mut world) = World::started() else { return };
+        let stale = world.tracker.stored(what);
+        // Those in the store from here on are others.
+        world.tracker.stop();
+        world.tracker.empty_the_store();
+        world.start();
+        let gaps = world.gaps().len();
+        world.tracker.kill();
+        world.tracker.add_twin(what, stale, first);
+        world.write("a/while-dead");
+        let said = world.start();
+        assert!(!said.contains("no gap"), "{what} {first}: {said}");
+        assert_eq!(world.gaps().len(), gaps + 2, "{what} {first}: {:?}", world.gaps());
+        assert_eq!(world.tracker.names().len(), 2, "{:?}", world.tracker.names());
+        world.write("a/later");
+        world.tracker.kill();
+        let said = world.start();
+        assert!(said.ends_with("no gap"), "{what} {first}: {said}");
+        world.assert_recorded(&["later"]);
+    }
+}
+
+#[test]
+fn a_root_whose_disk_is_away_at_the_start_gets_its_gap_when_it_is_back_and_the_others_none() {
+    for first in [true, false] {
+        let Some(mut world) = World::started() else { return };
+        let mut other = LoopFs::new("ext4").unwrap();
+        let c = other.path().join("c");
+        fs::create_dir(&c).unwrap();
+        let identity = World::identity(&c);
+        let mut roots = vec![("a", world.root("a"), ""), ("b", world.root("b"), "")];
+        roots.insert(if first { 0 } else { 2 }, ("c", c.clone(), &identity));
+        world.tracker.stop();
+        world.configure(&roots);
+        world.start();
+        world.seen = world.journal().head_and_floor().unwrap().0;
+        world.tracker.kill();
+        other.unmount().unwrap();
+        world.write("a/while-dead");
+        world.tracker.start();
+        world.tracker.flush();
+        assert_eq!(world.gaps(), [], "nothing can be compared yet");
+        other.mount().unwrap();
+        fs::write(c.join("unseen"), "").unwrap();
+        world.tracker.flush();
+        assert_eq!(world.gaps(), [("c".into(), Cause::Adoption)]);
+        world.assert_recorded(&["while-dead"]);
+        world.tracker.kill();
+        fs::write(c.join("while-dead-again"), "").unwrap();
+        world.start();
+        assert_eq!(world.gaps().len(), 1);
+        world.assert_recorded(&["while-dead-again"]);
+    }
+}
+
+#[test]
+fn a_root_that_is_away_at_the_start_from_a_disk_that_is_there_costs_the_others_no_gap() {
+    for first in [true, false] {
+        let Some(mut world) = World::started() else { return };
+        let (a, b) = (World::identity(&world.root("a")), World::identity(&world.root("b")));
+        let mut roots = [("a", world.root("a"), a.as_str()), ("b", world.root("b"), b.as_str())];
+        if first {
+            roots.reverse();
+        }
+        world.tracker.stop();
+        world.configure(&roots);
+        world.start();
+        world.tracker.kill();
+        fs::rename(world.root("b"), world.root("away")).unwrap();
+        world.write("a/while-dead");
+        world.tracker.start();
+        world.tracker.flush();
+        assert_eq!(world.gaps(), [], "first: {first}");
+        world.assert_recorded(&["while-dead"]);
+        fs::rename(world.root("away"), world.root("b")).unwrap();
+        world.tracker.flush();
+        assert_eq!(world.gaps(), [("b".into(), Cause::Start)]);
+    }
+}
