@@ -2,9 +2,12 @@
 //! for a root that is not there.
 
 use std::fs;
+use std::path::PathBuf;
 
 use shared::entry::Cause;
 use tests::mount::LoopFs;
+use tests::programs::program;
+use tests::tmpfs::Tmpfs;
 
 use crate::world::World;
 
@@ -164,4 +167,64 @@ fn a_root_that_is_away_at_the_start_from_a_disk_that_is_there_costs_the_others_n
         world.tracker.flush();
         assert_eq!(world.gaps(), [("b".into(), Cause::Start)]);
     }
+}
+
+/// A started and killed tracker whose state disk is full, and what fills it.
+fn on_a_full_state_disk() -> Option<(World, Tmpfs, PathBuf)> {
+    let mut world = World::new(&program("tracker"))?;
+    let state = world.dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let small = Tmpfs::sized(&state, "16m");
+    world.start();
+    world.seen = world.journal().head_and_floor().unwrap().0;
+    world.tracker.kill();
+    let filler = state.join("filler");
+    assert!(fs::write(&filler, vec![0; 16 << 20]).is_err(), "it is full now");
+    Some((world, small, filler))
+}
+
+#[test]
+fn starts_on_a_full_state_disk_fail_until_there_is_room_and_then_nothing_was_missed() {
+    let Some((mut world, _small, filler)) = on_a_full_state_disk() else { return };
+    for name in ["once", "twice"] {
+        world.write(&format!("a/{name}"));
+        world.tracker.spawn();
+        assert!(!world.tracker.is_ready(), "{}", world.tracker.log());
+        assert_eq!(world.tracker.wait().code(), Some(75));
+    }
+    fs::remove_file(&filler).unwrap();
+    let said = world.start();
+    assert!(said.ends_with("no gap"), "{said}");
+    assert_eq!(world.gaps(), []);
+    world.assert_recorded(&["once", "twice"]);
+}
+
+#[test]
+fn what_an_adoption_cannot_commit_for_want_of_room_is_a_gap_and_no_more_than_that() {
+    let Some((mut world, _small, filler)) = on_a_full_state_disk() else { return };
+    for n in 0..5_000 {
+        world.write(&format!("a/{n}"));
+    }
+    // As much as the start itself takes, and no more.
+    let filler = fs::File::options().write(true).open(filler).unwrap();
+    let mut size = filler.metadata().unwrap().len();
+    loop {
+        world.tracker.spawn();
+        if world.tracker.is_ready() {
+            break;
+        }
+        world.tracker.wait();
+        size -= 16 << 10;
+        filler.set_len(size).unwrap();
+    }
+    world.tracker.flush();
+    assert!(world.how_it_began().ends_with("no gap"), "{}", world.how_it_began());
+    assert_eq!(world.gaps(), world.both(Cause::DiskFull));
+    filler.set_len(0).unwrap();
+    world.tracker.kill();
+    world.write("a/later");
+    let said = world.start();
+    assert!(said.ends_with("no gap"), "{said}");
+    assert_eq!(world.gaps().len(), 2);
+    world.assert_recorded(&["later"]);
 }
