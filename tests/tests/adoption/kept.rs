@@ -2,12 +2,14 @@
 //! for a root that is not there.
 
 use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 
 use shared::entry::Cause;
 use tests::mount::LoopFs;
 use tests::programs::program;
 use tests::tmpfs::Tmpfs;
+use tracker::intake::sys::fanotify_mark;
 
 use crate::world::World;
 
@@ -227,4 +229,29 @@ fn what_an_adoption_cannot_commit_for_want_of_room_is_a_gap_and_no_more_than_tha
     assert!(said.ends_with("no gap"), "{said}");
     assert_eq!(world.gaps().len(), 2);
     world.assert_recorded(&["later"]);
+}
+
+#[test]
+fn a_mark_that_a_killed_canary_left_goes_at_the_next_start_and_no_event_with_it() {
+    let Some(mut world) = World::started() else { return };
+    world.tracker.kill();
+    let group = world.tracker.stored("group.");
+    let marked = || {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", group.as_raw_fd())).unwrap();
+        let of = |kind: &str| text.lines().filter(|line| line.starts_with(kind)).count();
+        (of("fanotify ino:"), of("fanotify sdev:"))
+    };
+    for name in ["a", "b"] {
+        let dir = fs::File::open(world.root(name)).unwrap();
+        let mask = libc::FAN_OPEN | libc::FAN_ONDIR;
+        fanotify_mark(group.as_fd(), libc::FAN_MARK_ADD, mask, dir.as_fd()).unwrap();
+    }
+    world.write("a/while-dead");
+    fs::read_dir(world.root("a")).unwrap();
+    assert_eq!(marked(), (2, 1));
+    let said = world.start();
+    assert!(said.ends_with("no gap"), "{said}");
+    assert_eq!(marked(), (0, 1));
+    assert_eq!(world.gaps(), []);
+    world.assert_recorded(&["while-dead"]);
 }
