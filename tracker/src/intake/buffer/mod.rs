@@ -2,6 +2,8 @@
 //! keeps, and stay there until the journal has them. So a kill at any moment loses nothing.
 
 mod layout;
+#[cfg(feature = "kill-points")]
+mod switched_off;
 mod sys;
 
 use std::io;
@@ -205,9 +207,8 @@ impl Buffer {
             None if self.word(Word::Epoch) == 0 => 0,
             None => return Err(Unfit::Epoch),
         };
-        if kill::without("recovery") {
-            self.set(Word::Reading, 0);
-        }
+        #[cfg(feature = "kill-points")]
+        switched_off::recovery(self);
         let Recovery { stores, left, torn, taken, damaged } =
             layout::recover(&self.hot(), self.map.bytes(layout::data(0..limits::INTAKE_BATCH_BYTES)), epoch)?;
         for (word, value) in stores {
@@ -216,18 +217,11 @@ impl Buffer {
         }
         self.fix_pages();
         self.part = limits::INTAKE_RECOVERY_BYTES;
-        let left = if kill::without("buffer") { self.lose() } else { left };
+        #[cfg(feature = "kill-points")]
+        let left = switched_off::buffer(self, left);
         let bytes = left.len();
         let events = records::count(self.map.bytes(layout::data(left)));
         Ok(Recovered { events, bytes, torn, taken, damaged, is_anew: self.is_anew })
-    }
-
-    /// As if it had been memory of the process that died.
-    fn lose(&self) -> Range<usize> {
-        for word in [Word::Published, Word::Consumed, Word::NextEnd] {
-            self.set(word, 0);
-        }
-        0..0
     }
 
     /// Reads from the group into the next slot. The kernel writes nothing behind what it reports.
