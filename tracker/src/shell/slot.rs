@@ -176,6 +176,8 @@ impl Slot {
     fn receive(&mut self, machine: &mut Machine) {
         while let Ok(message) = self.inbox.try_recv() {
             match message {
+                // Cut off: it is told at once.
+                Message::Flush(_) | Message::Canary(_) if self.is_crowded() => {}
                 Message::Flush(answer) => {
                     self.flushes.insert(self.next_flush, answer);
                     machine.request(Request::Flush(self.next_flush));
@@ -202,6 +204,10 @@ impl Slot {
                 Message::Stop => machine.request(Request::Stop),
             }
         }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.flushes.len() + self.canaries.len() >= limits::WAITING_MAX
     }
 
     fn carry_out(&mut self, command: Command, read: u64) -> Event {
