@@ -1,5 +1,5 @@
 //! Places at which a test kills the program, and parts that it may switch off. Without the feature `kill-points`,
-//! which no package enables, nothing of this is there.
+//! which no package enables, the places do nothing, and the parts cannot be switched off.
 
 /// Here a test may kill this process: `LONGSHORE_KILL=NAME:N` does it the Nth time.
 #[cfg(feature = "kill-points")]
@@ -23,9 +23,3 @@ pub fn without(part: &str) -> bool {
 #[cfg(not(feature = "kill-points"))]
 #[inline(always)]
 pub fn point(_name: &str) {}
-
-#[cfg(not(feature = "kill-points"))]
-#[inline(always)]
-pub fn without(_part: &str) -> bool {
-    false
-}

@@ -56,6 +56,9 @@ pub const RESERVE_BYTES: u64 = 4 * 1024 * 1024;
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long `tracker flush` waits for an answer.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Flushes and canaries that wait for one filesystem, and again as many that its thread has not heard of: with a disk
+/// that hangs, whoever asked for them is long gone. Beyond that the answer is to come back later.
+pub const WAITING_MAX: usize = 128;
 /// How long the tracker waits until each filesystem has told of its canary.
 pub const CANARY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `tracker stats` waits for the journal before it tells the rest without it.

@@ -176,6 +176,19 @@ impl Supervisor {
         store.iter().find(|(name, _)| name.starts_with(begin)).unwrap().1.try_clone().unwrap()
     }
 
+    /// Another one under the name of this one, before all or behind them.
+    pub fn add_twin(&self, of: &str, twin: OwnedFd, first: bool) {
+        let mut store = self.store.lock().unwrap();
+        let name = store.iter().find(|(name, _)| name.starts_with(of)).unwrap().0.clone();
+        let at = if first { 0 } else { store.len() };
+        store.insert(at, (name, twin));
+    }
+
+    /// Their order says nothing.
+    pub fn reverse_the_store(&self) {
+        self.store.lock().unwrap().reverse();
+    }
+
     /// As `systemctl stop` does: nothing is kept.
     pub fn empty_the_store(&self) {
         self.store.lock().unwrap().clear();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use tests::compare::{Depth, assert_equal};
-use tests::programs::{Daemon, Watch, call, program, text};
+use tests::programs::{Daemon, Watch, call, killable, program, text};
 use tests::workload::plant;
 
 /// A root on this machine's own filesystem, which serves an ordinary user too.
@@ -119,5 +119,19 @@ fn each_program_explains_itself() {
         assert!(help.status.success() && text(&help).contains("--config"), "{}", text(&help));
         let nonsense = Command::new(program(name)).arg("nonsense").output().unwrap();
         assert_eq!(nonsense.status.code(), Some(2));
+    }
+}
+
+#[test]
+fn what_is_there_for_tests_alone_is_in_no_program_that_is_shipped() {
+    let holds = |program: PathBuf, what: &str| {
+        let status = Command::new("grep").args(["-qaF", what]).arg(program).status().unwrap();
+        status.code().filter(|code| *code < 2).map(|code| code == 0)
+    };
+    for what in ["LONGSHORE_KILL", "LONGSHORE_WITHOUT", "switched_off"] {
+        assert_eq!(holds(killable(), what), Some(true), "{what}: nothing is found that way");
+        for name in ["tracker", "syncer"] {
+            assert_eq!(holds(program(name), what), Some(false), "{what} in {name}");
+        }
     }
 }

@@ -207,6 +207,10 @@ impl EventSource for Fanotify {
         }
     }
 
+    fn leave(&mut self) {
+        self.buffer.iter().for_each(Buffer::leave);
+    }
+
     fn take_buffer(&mut self) -> Option<Buffer> {
         self.buffer.take()
     }

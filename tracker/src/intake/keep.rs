@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sd_notify::NotifyState;
 use shared::entry::Cause;
 use shared::journal::JournalId;
+use shared::kill;
 
 use super::buffer::{Buffer, Lasting, RootMark, Unfit};
 
@@ -81,6 +82,10 @@ impl Keep {
         if buffer.lasting().journal_id != self.journal_id.0 {
             return Err(Unfit::Journal);
         }
+        if buffer.is_anew() {
+            self.store_buffer(&buffer);
+            barrier();
+        }
         Ok(buffer)
     }
 
@@ -100,17 +105,27 @@ impl Keep {
                     roots: roots.to_vec(),
                 };
                 let buffer = Buffer::create(lasting, Cause::Start)?;
-                remove(&format!("{BUFFER}{}", self.fs));
-                self.buffer_stored = true;
-                store(&format!("{BUFFER}{}", self.fs), buffer.fd());
+                self.store_buffer(&buffer);
                 buffer
             }
         };
         self.forget_group();
+        kill::point("placing");
         store(&format!("{GROUP}{}", self.fs), group);
         self.group_stored = true;
+        kill::point("placing");
         barrier();
         Ok(buffer)
+    }
+
+    /// In the place of the one before.
+    fn store_buffer(&mut self, buffer: &Buffer) {
+        let name = format!("{BUFFER}{}", self.fs);
+        remove(&name);
+        kill::point("placing");
+        self.buffer_stored = true;
+        store(&name, buffer.fd());
+        kill::point("placing");
     }
 
     pub fn give_buffer(&mut self, buffer: Buffer) {

@@ -156,6 +156,9 @@ pub trait EventSource: Send {
     /// The gap rows of all roots are committed: from here on the stream is complete.
     fn in_force(&mut self) {}
 
+    /// Everything is committed, and nothing more will be read by this process.
+    fn leave(&mut self) {}
+
     /// The buffer, for the source after this one.
     fn take_buffer(&mut self) -> Option<Buffer> {
         None

@@ -25,6 +25,7 @@ use crate::rate::Rates;
 
 /// Connections served at once.
 const CONNECTIONS_MAX: usize = 64;
+const _: () = assert!(CONNECTIONS_MAX <= limits::WAITING_MAX, "whoever is served may wait");
 /// A watcher hears of new entries at most this often.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a connection may take to send its request, or to take an answer.

@@ -167,13 +167,19 @@ impl Slot {
                 command => event = self.carry_out(command, machine.events_read()),
             }
         }
+        let clean = self.pending.is_none();
+        if let (true, Some(source)) = (clean, &mut self.source) {
+            source.leave();
+        }
         // The group and the journal are closed before anybody hears of the end.
-        self.pending.is_none()
+        clean
     }
 
     fn receive(&mut self, machine: &mut Machine) {
         while let Ok(message) = self.inbox.try_recv() {
             match message {
+                // Cut off: it is told at once.
+                Message::Flush(_) | Message::Canary(_) if self.is_crowded() => {}
                 Message::Flush(answer) => {
                     self.flushes.insert(self.next_flush, answer);
                     machine.request(Request::Flush(self.next_flush));
@@ -200,6 +206,10 @@ impl Slot {
                 Message::Stop => machine.request(Request::Stop),
             }
         }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.flushes.len() + self.canaries.len() >= limits::WAITING_MAX
     }
 
     fn carry_out(&mut self, command: Command, read: u64) -> Event {

@@ -307,6 +307,8 @@ fn by_filesystem(tracked: Vec<TrackedRoot>) -> Vec<Vec<TrackedRoot>> {
             None => groups.push((dev, vec![root])),
         }
     }
+    // What was kept for a disk goes to the roots that are there, not to one of the same disk that is not.
+    groups.sort_by_key(|(dev, _)| dev.is_none());
     groups.into_iter().map(|(_, roots)| roots).collect()
 }
 

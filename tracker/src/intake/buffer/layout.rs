@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! words    what changes with each read and commit: see `Word`
-//! lasting  two copies of `Lasting`; `Word::Side` says which one is in force
+//! lasting  two copies of `Lasting`; `Word::Lasting` says where the one in force begins
 //! gone     the traces of deleted directories, the newest `INTAKE_GONE_MAX` of `Word::Gone`
 //! data     records as the kernel gave them
 //! ```
 //!
 //! One process writes at a time. It may be killed between any two of its stores, and those before are in memory
 //! then: each order below leaves a state that [`recover`] understands, and so does a kill inside the recovery.
+//!
+//! The words up to `Word::Lasting`, the form of `Lasting`, and the seals never change, whatever else does: after a
+//! clean end there is nothing else in a buffer, so they are all that another version needs to go on with the group.
+//! (Traces of deleted directories stay behind: a late event from one is a doubt again, a gap at worst.)
 
 use std::ops::Range;
 
@@ -22,8 +26,8 @@ use crate::intake::records::Records;
 
 pub const PAGE: usize = 4096;
 /// Counts the changes of this file that an older or newer program would not understand.
-const VERSION: u32 = 1;
-const MAGIC: u64 = u64::from_ne_bytes(*b"lngshore");
+pub const LAYOUT: u64 = 1;
+pub const MAGIC: u64 = u64::from_ne_bytes(*b"lngshore");
 
 const LASTING_AT: usize = PAGE;
 const GONE_AT: usize = LASTING_AT + 2 * limits::INTAKE_LASTING_BYTES;
@@ -31,9 +35,10 @@ const DATA_AT: usize = GONE_AT + limits::INTAKE_GONE_MAX * size_of::<u64>();
 pub const TOTAL_BYTES: usize = DATA_AT + limits::INTAKE_BATCH_BYTES;
 const _: () = assert!(HEAD_BYTES <= LASTING_AT && DATA_AT.is_multiple_of(PAGE));
 
-pub fn lasting(side: u64) -> Range<usize> {
-    let at = LASTING_AT + (side as usize & 1) * limits::INTAKE_LASTING_BYTES;
-    at..at + limits::INTAKE_LASTING_BYTES
+/// Where the copy of `Lasting` is to stand that takes the place of the one at `in_force`.
+pub fn other_lasting(in_force: u64) -> usize {
+    let second = LASTING_AT + limits::INTAKE_LASTING_BYTES;
+    if in_force == second as u64 { LASTING_AT } else { second }
 }
 
 /// Where the trace with this number stands.
@@ -50,14 +55,21 @@ pub fn data(range: Range<usize>) -> Range<usize> {
 /// One word of the head each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
+    Magic,
+    /// The [`LAYOUT`] of whoever made it.
+    Layout,
+    /// 1 while nobody uses it and everything that was read is committed.
+    Clean,
+    /// Batches committed.
+    Epoch,
+    /// Where the copy of `Lasting` in force begins. The last word that never moves.
+    Lasting,
     /// Bytes of data that are whole records.
     Published,
     /// 1 while a read into the slot is under way.
     Reading,
     SlotAt,
     SlotBytes,
-    /// Batches committed.
-    Epoch,
     /// Bytes of data that are committed.
     Consumed,
     /// Up to where the next commit covers the data.
@@ -70,8 +82,6 @@ pub enum Word {
     /// The record at which the tracker died, and how often.
     PoisonAt,
     PoisonDeaths,
-    /// The copy of `Lasting` in force.
-    Side,
     /// 1 if the pages cannot be taken away: only then is a read that was cut short to be trusted.
     Locked,
     /// Traces of deleted directories written so far.
@@ -123,7 +133,23 @@ impl Hot {
         let cause = Cause::from_i64(self.owed_cause as i64).unwrap_or(Cause::Damaged);
         (self.owed_epoch > self.epoch).then_some(cause)
     }
+
+    /// Everything that was read is committed, and every gap that was owed.
+    pub fn is_done_with(&self) -> bool {
+        self.published == 0 && self.reading == 0 && self.owed().is_none()
+    }
 }
+
+/// The stores that empty a buffer, in order, once a gap over everything is owed.
+pub const BEGINNING: [(Word, u64); 7] = [
+    (Word::At, NONE),
+    (Word::PoisonAt, NONE),
+    (Word::Reading, 0),
+    (Word::Published, 0),
+    (Word::Consumed, 0),
+    (Word::NextEnd, 0),
+    (Word::Gone, 0),
+];
 
 /// The stores after a commit, in order. `counted`: the journal has an epoch for it; a batch of which nothing was
 /// ours is never written there.
@@ -190,19 +216,14 @@ pub struct Lasting {
     pub roots: Vec<RootMark>,
 }
 
-/// Magic, version, length and checksum, then JSON. Roots for which there is no room are left out: a gap at the next
-/// adoption.
+/// Length and checksum, then JSON. Roots for which there is no room are left out: a gap at the next adoption.
 pub fn encode(lasting: &Lasting) -> Vec<u8> {
     let mut lasting = lasting.clone();
     loop {
         // Numbers and text: this cannot fail, and what is not there is found to be damaged.
         let json = serde_json::to_vec(&lasting).unwrap_or_default();
-        let mut out = Vec::with_capacity(HEADER_BYTES + json.len());
-        out.extend(MAGIC.to_ne_bytes());
-        out.extend(VERSION.to_ne_bytes());
-        out.extend((json.len() as u32).to_ne_bytes());
-        out.extend(xxh3_64(&json).to_ne_bytes());
-        out.extend(json);
+        let head = [json.len() as u64, xxh3_64(&json)].map(u64::to_ne_bytes).concat();
+        let out = [head, json].concat();
         let roots = lasting.roots.len();
         if out.len() <= limits::INTAKE_LASTING_BYTES || roots == 0 {
             return out;
@@ -211,21 +232,12 @@ pub fn encode(lasting: &Lasting) -> Vec<u8> {
     }
 }
 
-const HEADER_BYTES: usize = 24;
-
+/// Of what begins so, whatever comes behind it.
 pub fn decode(bytes: &[u8]) -> Result<Lasting, Unfit> {
     let damaged = Unfit::Damaged("its head is no head");
-    let (magic, rest) = bytes.split_first_chunk().ok_or(damaged.clone())?;
-    let (version, rest) = rest.split_first_chunk().ok_or(damaged.clone())?;
-    let (len, rest) = rest.split_first_chunk().ok_or(damaged.clone())?;
+    let (len, rest) = bytes.split_first_chunk().ok_or(damaged.clone())?;
     let (sum, rest) = rest.split_first_chunk().ok_or(damaged.clone())?;
-    if u64::from_ne_bytes(*magic) != MAGIC {
-        return Err(damaged);
-    }
-    if u32::from_ne_bytes(*version) != VERSION {
-        return Err(Unfit::Layout);
-    }
-    let json = rest.get(..u32::from_ne_bytes(*len) as usize).ok_or(damaged.clone())?;
+    let json = rest.get(..u64::from_ne_bytes(*len) as usize).ok_or(damaged.clone())?;
     if xxh3_64(json) != u64::from_ne_bytes(*sum) {
         return Err(Unfit::Damaged("the checksum of its head is wrong"));
     }
@@ -299,7 +311,9 @@ pub fn recover(hot: &Hot, data: &[u8], epoch: u64) -> Result<Recovery, Unfit> {
     out.left = now.consumed as usize..now.published as usize;
     if out.left.is_empty() {
         out.left = 0..0;
-        out.stores.extend([(Word::Published, 0), (Word::Consumed, 0), (Word::NextEnd, 0)]);
+        // The record at which it died, if it did, is committed: its place is for another one.
+        out.stores.extend([(Word::PoisonAt, NONE), (Word::Published, 0)]);
+        out.stores.extend([(Word::Consumed, 0), (Word::NextEnd, 0)]);
     } else {
         out.stores.extend([(Word::Consumed, now.consumed), (Word::NextEnd, now.consumed)]);
     }

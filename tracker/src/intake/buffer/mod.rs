@@ -2,6 +2,8 @@
 //! keeps, and stay there until the journal has them. So a kill at any moment loses nothing.
 
 mod layout;
+#[cfg(feature = "kill-points")]
+mod switched_off;
 mod sys;
 
 use std::io;
@@ -16,8 +18,8 @@ use shared::journal::IntakeMark;
 use shared::{kill, limits};
 
 use super::records;
-use layout::{Hot, NONE, PAGE, Recovery, TOTAL_BYTES, Word};
-use sys::Map;
+use layout::{Hot, LAYOUT, MAGIC, NONE, PAGE, Recovery, TOTAL_BYTES, Word};
+use sys::{HEAD_BYTES, Map};
 
 pub use layout::{Lasting, RootMark, Unfit};
 
@@ -35,6 +37,7 @@ pub struct Buffer {
     used: Vec<bool>,
     /// Bytes of the next batch at most.
     part: usize,
+    is_anew: bool,
 }
 
 /// What a recovery found, for people.
@@ -47,47 +50,83 @@ pub struct Recovered {
     /// The journal had taken a batch that the buffer still held.
     pub taken: bool,
     pub damaged: Option<&'static str>,
+    /// Another version laid the buffer out, which was empty.
+    pub is_anew: bool,
 }
 
 impl Buffer {
     /// A new one, which owes a gap over all roots.
     pub fn create(lasting: Lasting, cause: Cause) -> io::Result<Buffer> {
+        let mut buffer = Buffer::make(lasting)?;
+        buffer.owe(cause);
+        buffer.fix_pages();
+        Ok(buffer)
+    }
+
+    fn make(lasting: Lasting) -> io::Result<Buffer> {
         let fd =
             rustix::fs::memfd_create(c"longshore-intake", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         rustix::fs::ftruncate(&fd, TOTAL_BYTES as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SEALS)?;
-        let mut buffer = Buffer::map(fd, lasting, false)?;
-        buffer.begin_anew(Vec::new(), cause);
+        let roots = lasting.roots.clone();
+        let mut buffer = Buffer::map(fd, TOTAL_BYTES, lasting, false)?;
+        buffer.set(Word::Magic, MAGIC);
+        buffer.set(Word::Layout, LAYOUT);
+        buffer.set(Word::At, NONE);
+        buffer.set(Word::PoisonAt, NONE);
+        buffer.set_roots(roots);
         Ok(buffer)
     }
 
-    /// One that an earlier instance left.
+    /// One that an earlier instance left. If that was of another layout and ended cleanly, a new one in its place: it
+    /// is in no store yet.
     pub fn open(fd: OwnedFd) -> Result<Buffer, Unfit> {
         let file = |e: io::Error| Unfit::File(e.to_string());
         let stat = rustix::fs::fstat(&fd).map_err(|e| file(e.into()))?;
         let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| file(e.into()))?;
-        if stat.st_size != TOTAL_BYTES as i64 || !seals.contains(SEALS) {
+        let bytes = usize::try_from(stat.st_size).unwrap_or(0);
+        if bytes < HEAD_BYTES || !seals.contains(SEALS) {
             return Err(Unfit::Layout);
         }
         let nobody =
             Lasting { buffer_id: [0; 16], boot_id: String::new(), journal_id: [0; 16], roots: Vec::new() };
-        let mut buffer = Buffer::map(fd, nobody, true).map_err(file)?;
-        let side = buffer.map.word(Word::Side as usize);
-        buffer.lasting = layout::decode(buffer.map.bytes(layout::lasting(side)))?;
-        Ok(buffer)
+        let mut buffer = Buffer::map(fd, bytes.min(TOTAL_BYTES), nobody, true).map_err(file)?;
+        if buffer.word(Word::Magic) != MAGIC {
+            return Err(Unfit::Damaged("its head is no head"));
+        }
+        buffer.lasting = layout::decode(buffer.map.behind(buffer.word(Word::Lasting)))?;
+        match (buffer.word(Word::Layout) == LAYOUT && bytes == TOTAL_BYTES, buffer.word(Word::Clean)) {
+            (true, _) => Ok(buffer),
+            (false, 1) => buffer.laid_out_anew().map_err(file),
+            (false, _) => Err(Unfit::Layout),
+        }
     }
 
-    fn map(fd: OwnedFd, lasting: Lasting, used: bool) -> io::Result<Buffer> {
+    /// For the journal and for whoever opens it, this is the buffer that was left.
+    fn laid_out_anew(self) -> io::Result<Buffer> {
+        let mut new = Buffer::make(self.lasting.clone())?;
+        new.set(Word::Epoch, self.word(Word::Epoch));
+        new.is_anew = true;
+        Ok(new)
+    }
+
+    fn map(fd: OwnedFd, bytes: usize, lasting: Lasting, used: bool) -> io::Result<Buffer> {
         lock(fd.as_fd())?;
-        let map = Map::new(fd.as_fd(), TOTAL_BYTES)?;
+        let map = Map::new(fd.as_fd(), bytes)?;
         let buffer = Buffer {
             fd,
             map,
             lasting,
             used: vec![used; limits::INTAKE_BATCH_BYTES / PAGE],
             part: limits::INTAKE_BATCH_BYTES,
+            is_anew: false,
         };
         Ok(buffer)
+    }
+
+    /// It takes the place of one that another version left.
+    pub fn is_anew(&self) -> bool {
+        self.is_anew
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -112,11 +151,12 @@ impl Buffer {
 
     /// For a new group: nothing of before counts, and a gap over all roots is owed from here on.
     pub fn begin_anew(&mut self, roots: Vec<RootMark>, cause: Cause) {
+        self.set(Word::Clean, 0);
         self.owe(cause);
-        self.set(Word::At, NONE);
-        self.set(Word::PoisonAt, NONE);
-        for word in [Word::Reading, Word::Published, Word::Consumed, Word::NextEnd, Word::Gone] {
-            self.set(word, 0);
+        kill::point("placing");
+        for (word, value) in layout::BEGINNING {
+            self.set(word, value);
+            kill::point("placing");
         }
         self.used.fill(true);
         self.part = limits::INTAKE_BATCH_BYTES;
@@ -129,10 +169,9 @@ impl Buffer {
         self.lasting.roots = roots;
         let bytes = layout::encode(&self.lasting);
         // Into the other copy, so that a kill leaves one that is whole.
-        let side = self.word(Word::Side) ^ 1;
-        let room = layout::lasting(side);
-        self.map.bytes_mut(room.start..room.start + bytes.len()).copy_from_slice(&bytes);
-        self.set(Word::Side, side);
+        let at = layout::other_lasting(self.word(Word::Lasting));
+        self.map.bytes_mut(at..at + bytes.len()).copy_from_slice(&bytes);
+        self.set(Word::Lasting, at as u64);
     }
 
     fn fix_pages(&mut self) {
@@ -160,6 +199,7 @@ impl Buffer {
 
     /// Takes over what an earlier instance left. `mark` is what the journal says.
     pub fn recover(&mut self, mark: Option<&IntakeMark>) -> Result<Recovered, Unfit> {
+        self.set(Word::Clean, 0);
         let mark = mark.filter(|m| m.buffer_id == self.lasting.buffer_id);
         let epoch = match mark {
             Some(mark) => mark.epoch,
@@ -167,9 +207,8 @@ impl Buffer {
             None if self.word(Word::Epoch) == 0 => 0,
             None => return Err(Unfit::Epoch),
         };
-        if kill::without("recovery") {
-            self.set(Word::Reading, 0);
-        }
+        #[cfg(feature = "kill-points")]
+        switched_off::recovery(self);
         let Recovery { stores, left, torn, taken, damaged } =
             layout::recover(&self.hot(), self.map.bytes(layout::data(0..limits::INTAKE_BATCH_BYTES)), epoch)?;
         for (word, value) in stores {
@@ -178,18 +217,11 @@ impl Buffer {
         }
         self.fix_pages();
         self.part = limits::INTAKE_RECOVERY_BYTES;
-        let left = if kill::without("buffer") { self.lose() } else { left };
+        #[cfg(feature = "kill-points")]
+        let left = switched_off::buffer(self, left);
         let bytes = left.len();
         let events = records::count(self.map.bytes(layout::data(left)));
-        Ok(Recovered { events, bytes, torn, taken, damaged })
-    }
-
-    /// As if it had been memory of the process that died.
-    fn lose(&self) -> Range<usize> {
-        for word in [Word::Published, Word::Consumed, Word::NextEnd] {
-            self.set(word, 0);
-        }
-        0..0
+        Ok(Recovered { events, bytes, torn, taken, damaged, is_anew: self.is_anew })
     }
 
     /// Reads from the group into the next slot. The kernel writes nothing behind what it reports.
@@ -283,6 +315,12 @@ impl Buffer {
         for (word, value) in layout::finish(&hot, counted) {
             self.set(word, value);
         }
+    }
+
+    /// Nothing more is read into it. If nothing is in it either, even a version that lays its buffers out in another
+    /// way can go on.
+    pub fn leave(&self) {
+        self.set(Word::Clean, u64::from(self.hot().is_done_with()));
     }
 
     /// Bytes that no batch has covered yet.

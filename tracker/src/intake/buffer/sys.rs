@@ -61,6 +61,12 @@ impl Map {
         unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(range.start), range.len()) }
     }
 
+    /// All from a place on that somebody else wrote down; nothing if that is none.
+    pub fn behind(&self, at: u64) -> &[u8] {
+        let at = usize::try_from(at).ok().filter(|at| (HEAD_BYTES..=self.raw.len()).contains(at));
+        self.bytes(at.unwrap_or(self.raw.len())..self.raw.len())
+    }
+
     pub fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         self.check(&range);
         // SAFETY: as in `bytes`; `&mut self` makes it the only reference.

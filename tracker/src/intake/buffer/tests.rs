@@ -157,3 +157,99 @@ fn another_file_is_no_buffer() {
     assert_eq!(next(&buffer()).recover(Some(&other)).err(), Some(Unfit::Epoch));
     assert_eq!(next(&buffer()).recover(None).err(), Some(Unfit::Epoch));
 }
+
+/// As if another version had laid it out.
+fn of_another_version(buffer: &Buffer) -> Buffer {
+    buffer.set(Word::Layout, LAYOUT + 1);
+    next(buffer)
+}
+
+fn opened(buffer: &Buffer) -> Result<Buffer, Unfit> {
+    Buffer::open(buffer.fd.try_clone().unwrap())
+}
+
+#[test]
+fn a_buffer_of_another_version_that_was_left_empty_is_made_anew_with_all_that_tells_of_continuity() {
+    let mut old = buffer();
+    let roots = vec![RootMark { id: 3, rules: 4, identity: 5 }];
+    old.set_roots(roots.clone());
+    old.fill(&record(b"a"));
+    old.begin_batch();
+    old.finish(true);
+    old.bury(1);
+    old.leave();
+    let mut new = of_another_version(&old);
+    assert!(new.is_anew());
+    assert_eq!(new.lasting(), &Lasting { roots, ..lasting() });
+    assert_eq!((new.owed(), new.left()), (None, 0));
+    assert_eq!(new.recover(Some(&mark(1))).err(), Some(Unfit::Epoch), "the journal went back");
+    let found = new.recover(Some(&mark(2))).unwrap();
+    assert_eq!((found.events, found.is_anew, found.taken), (0, true, false));
+    assert!(!next(&new).is_anew(), "it is of this version");
+}
+
+#[test]
+fn a_buffer_of_another_version_is_no_good_if_anything_may_be_in_it() {
+    type Case = (&'static str, fn(&mut Buffer));
+    let cases: [Case; 5] = [
+        ("killed", |_| {}),
+        ("not committed", |b| {
+            b.fill(&record(b"a"));
+            b.leave();
+        }),
+        ("a gap is owed", |b| {
+            b.owe(Cause::Damaged);
+            b.leave();
+        }),
+        ("taken over again", |b| {
+            b.leave();
+            next(b).recover(Some(&mark(1))).unwrap();
+        }),
+        ("begun anew", |b| {
+            b.leave();
+            b.begin_anew(Vec::new(), Cause::Start);
+        }),
+    ];
+    for (what, then) in cases {
+        let mut old = buffer();
+        then(&mut old);
+        old.set(Word::Layout, LAYOUT + 1);
+        assert_eq!(opened(&old).err(), Some(Unfit::Layout), "{what}");
+    }
+}
+
+/// Written down here once for all: a version that cannot read this has every tree compared again at its first start.
+#[test]
+fn what_another_version_leaves_is_read_from_places_and_in_a_form_that_never_change() {
+    let json = br#"{"buffer_id":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1],"boot_id":"b","journal_id":[2,2,2,2,2,2,2,2,2,2,2,2,2,2,2,2],"roots":[{"id":3,"rules":4,"identity":5}],"of_some_later_version":true}"#;
+    let at = 600;
+    let magic = u64::from_ne_bytes(*b"lngshore");
+    let words = [magic, 999, 1, 7, at].map(u64::to_ne_bytes).concat();
+    let head = [json.len() as u64, xxhash_rust::xxh3::xxh3_64(json)].map(u64::to_ne_bytes).concat();
+    for bytes in [4096, TOTAL_BYTES as u64 + 4096] {
+        let fd = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&fd, bytes).unwrap();
+        rustix::io::pwrite(&fd, &words, 0).unwrap();
+        rustix::io::pwrite(&fd, &[head.as_slice(), json].concat(), at).unwrap();
+        rustix::fs::fcntl_add_seals(&fd, SEALS).unwrap();
+        let mut new = Buffer::open(fd).unwrap();
+        assert_eq!(
+            new.lasting(),
+            &Lasting { roots: vec![RootMark { id: 3, rules: 4, identity: 5 }], ..lasting() }
+        );
+        assert_eq!(new.recover(Some(&mark(7))).map(|found| found.is_anew), Ok(true));
+    }
+}
+
+#[test]
+fn a_head_that_leads_nowhere_is_damaged() {
+    let buffer = buffer();
+    buffer.leave();
+    for at in [0, 8, TOTAL_BYTES as u64 - 3, TOTAL_BYTES as u64, u64::MAX] {
+        for layout in [LAYOUT, LAYOUT + 1] {
+            buffer.set(Word::Layout, layout);
+            buffer.set(Word::Lasting, at);
+            assert!(matches!(opened(&buffer), Err(Unfit::Damaged(_))), "{at}");
+        }
+    }
+}

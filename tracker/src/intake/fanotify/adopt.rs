@@ -2,7 +2,7 @@
 //! goes on without a gap.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use shared::entry::{Cause, Handle};
@@ -10,6 +10,7 @@ use shared::journal::IntakeMark;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Fanotify;
+use super::canary::unmark_dirs;
 use super::place::{GROUP_FLAGS, MARK_MASK, Roots, marks};
 use crate::intake::buffer::{Recovered, RootMark, Unfit};
 use crate::intake::keep::Keep;
@@ -84,7 +85,9 @@ impl Fanotify {
         }
         let gaps = gaps(roots, &marks_then, &root_marks(roots, &found.handles()));
         let seen = found.seen.clone();
-        let kept = |keep: &mut Keep, _: &OwnedFd, _: &OpenMount| {
+        let kept = |keep: &mut Keep, group: &OwnedFd, mount: &OpenMount| {
+            unmark_dirs(group.as_fd(), mount.fd())
+                .map_err(|source| PlaceError::Io { op: "take away the mark of a canary", source })?;
             let lost = io::ErrorKind::NotFound.into();
             keep.take_buffer().ok_or(PlaceError::Io { op: "take over the intake buffer", source: lost })
         };

@@ -39,6 +39,11 @@ impl Canary {
     }
 }
 
+/// Takes away all marks on single directories, and no event: a tracker that was killed under its canary left one.
+pub(super) fn unmark_dirs(group: BorrowedFd<'_>, any: BorrowedFd<'_>) -> io::Result<()> {
+    sys::fanotify_mark(group, libc::FAN_MARK_FLUSH, 0, any)
+}
+
 impl Fanotify {
     /// Opens every root that is there. What is told of it is read like any event.
     pub(super) fn ring_roots(&mut self) {
@@ -71,8 +76,7 @@ impl Fanotify {
         sys::fanotify_mark(self.group.as_fd(), libc::FAN_MARK_ADD, MASK, dir)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(dir, c".", flags, Mode::empty());
-        // All marks on single directories: one that a killed tracker left in a group that lived on goes too.
-        sys::fanotify_mark(self.group.as_fd(), libc::FAN_MARK_FLUSH, 0, dir)?;
+        unmark_dirs(self.group.as_fd(), dir)?;
         opened?;
         Ok(handle)
     }

@@ -7,6 +7,7 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::journal::RootState;
+use shared::kill;
 
 use super::Fanotify;
 use super::adopt::root_marks;
@@ -58,6 +59,7 @@ impl Fanotify {
                 .keep(group.as_fd(), &marks)
                 .map_err(|source| PlaceError::Io { op: "make the intake buffer", source })?;
             mark(group, mount.fd())?;
+            kill::point("placing");
             Ok(buffer)
         };
         let mut source = found.into_source(group, roots, own, keep, mark_it)?;

@@ -36,6 +36,9 @@ impl Slot {
     fn take_over(&mut self, adopted: Adopted) -> Event {
         let Adopted { source, seen, recovered, gaps, owed } = adopted;
         let mut text = format!("adopted, {} events were read and not committed", recovered.events);
+        if recovered.is_anew {
+            text += ", the buffer was another version's and is made anew";
+        }
         if let Some(bytes) = recovered.torn {
             text += &format!(", {bytes} bytes of them in a read that was cut short");
         }

@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use shared::clock::{Clock as _, SystemClock};
 use shared::control::Canary;
 use shared::journal::RootState;
+use shared::limits;
 use shared::path;
 use shared::status::{FilesystemStatus, RootStatus};
 
@@ -88,15 +89,19 @@ impl Flusher {
 
     /// The receiver gets the head once everything before is committed, or is cut off.
     pub fn flush(&self) -> Receiver<u64> {
-        let (answer, receiver) = bounded(1);
-        self.send(Message::Flush(answer));
-        receiver
+        self.ask(Message::Flush)
     }
 
-    /// The receiver gets what the kernel told of the roots of this filesystem.
+    /// The receiver gets what the kernel told of the roots of this filesystem, or is cut off.
     pub fn canary(&self) -> Receiver<Vec<Canary>> {
+        self.ask(Message::Canary)
+    }
+
+    fn ask<T>(&self, message: impl FnOnce(Sender<T>) -> Message) -> Receiver<T> {
         let (answer, receiver) = bounded(1);
-        self.send(Message::Canary(answer));
+        if self.inbox.len() < limits::WAITING_MAX {
+            self.send(message(answer));
+        }
         receiver
     }
 }

@@ -48,6 +48,7 @@ impl EventSource for Played {
 
 struct World {
     slot: Slot,
+    flusher: Flusher,
     _reports: Receiver<Report>,
     _dir: tempfile::TempDir,
 }
@@ -81,9 +82,11 @@ fn world() -> World {
     };
     let shared = Arc::new(SlotShared::default());
     shared.lock().roots = parts.roots.iter().map(root_status).collect();
-    let (_, inbox) = crossbeam_channel::unbounded();
-    let slot = Slot::new(parts, shared, inbox, Arc::new(eventfd()));
-    World { slot, _reports: receiver, _dir: dir }
+    let (sender, inbox) = crossbeam_channel::unbounded();
+    let wake = Arc::new(eventfd());
+    let flusher = Flusher { inbox: sender, wake: Arc::clone(&wake) };
+    let slot = Slot::new(parts, shared, inbox, wake);
+    World { slot, flusher, _reports: receiver, _dir: dir }
 }
 
 impl World {
@@ -120,4 +123,25 @@ fn an_error_of_placing_ends_when_placed_and_others_stay() {
     assert_eq!(world.slot.place(), Event::Placed);
     assert_eq!(world.slot.read(), Event::Empty);
     assert!(world.last_error().starts_with("the filesystem"), "{}", world.last_error());
+}
+
+#[test]
+fn flushes_that_nobody_waits_for_any_more_do_not_pile_up_while_a_disk_hangs() {
+    let mut world = world();
+    let mut machine = Machine::new(Cause::Start, false);
+    for read_by_the_thread in [false, true] {
+        for _ in 0..3 * limits::WAITING_MAX {
+            world.flusher.flush();
+            if read_by_the_thread {
+                world.slot.receive(&mut machine);
+            }
+        }
+        let cut_off = world.flusher.flush();
+        if read_by_the_thread {
+            world.slot.receive(&mut machine);
+        }
+        assert!(world.flusher.inbox.len() <= limits::WAITING_MAX);
+        assert!(world.slot.flushes.len() <= limits::WAITING_MAX);
+        assert_eq!(cut_off.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected), "told at once");
+    }
 }

@@ -3,116 +3,18 @@
 
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
 
 use shared::entry::{Cause, Handle};
-use shared::journal::{Coalesce, Commit, Doubt, Journal};
-use tempfile::TempDir;
-use tests::mount::{LoopFs, available};
-use tests::programs::{killable, program};
-use tests::supervisor::Supervisor;
+use shared::journal::{Coalesce, Commit, Doubt};
+use tests::mount::LoopFs;
+use tests::programs::program;
 use tracker::intake::buffer::Buffer;
 use tracker::intake::sys::fanotify_mark;
+use world::{WORD, World};
 
-/// A tracker under supervision with the roots `a` and `b` on one filesystem.
-struct World {
-    tracker: Supervisor,
-    fs: LoopFs,
-    dir: TempDir,
-    /// Rows up to here were there before.
-    seen: u64,
-}
-
-impl World {
-    /// `None` where nothing can be mounted.
-    fn new(program: &Path) -> Option<World> {
-        if !available("ext4") {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let fs = LoopFs::new("ext4").unwrap();
-        let tracker = Supervisor::new(program, &dir.path().join("longshore.toml"));
-        let world = World { tracker, fs, dir, seen: 0 };
-        for name in ["a", "b"] {
-            fs::create_dir(world.root(name)).unwrap();
-        }
-        world.configure(&[("a", world.root("a"), ""), ("b", world.root("b"), "")]);
-        Some(world)
-    }
-
-    /// One that has started, and whose first gaps are not counted.
-    fn started() -> Option<World> {
-        let mut world = World::new(&program("tracker"))?;
-        world.tracker.start();
-        world.write("a/first");
-        world.tracker.flush();
-        world.seen = world.journal().head_and_floor().unwrap().0;
-        Some(world)
-    }
-
-    fn root(&self, name: &str) -> PathBuf {
-        self.fs.path().join(name)
-    }
-
-    fn configure(&self, roots: &[(&str, PathBuf, &str)]) {
-        let base = self.dir.path().display();
-        let mut text = format!("state_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n");
-        for (name, path, more) in roots {
-            text += &format!("[[root]]\nname = \"{name}\"\npath = \"{}\"\n{more}\n", path.display());
-        }
-        fs::write(self.dir.path().join("longshore.toml"), text).unwrap();
-    }
-
-    fn write(&self, path: &str) {
-        fs::write(self.fs.path().join(path), path).unwrap();
-    }
-
-    fn journal_path(&self) -> PathBuf {
-        self.dir.path().join("state/journal.db")
-    }
-
-    fn journal(&self) -> Journal {
-        Journal::open(&self.journal_path()).unwrap()
-    }
-
-    /// (root, cause) of the gaps since the first start, in order.
-    fn gaps(&self) -> Vec<(String, Cause)> {
-        let journal = self.journal();
-        let roots = journal.roots().unwrap();
-        let name = |id| roots.iter().find(|r| r.id == id).unwrap().name.clone();
-        let rows = journal.read(self.seen, i64::MAX as u64, 100_000).unwrap();
-        rows.into_iter().filter(|r| r.cause.is_gap()).map(|r| (name(r.root), r.cause)).collect()
-    }
-
-    fn both(&self, cause: Cause) -> Vec<(String, Cause)> {
-        vec![("a".into(), cause), ("b".into(), cause)]
-    }
-
-    fn has(&self, path: &str) -> bool {
-        let rows = self.journal().read(0, i64::MAX as u64, 100_000).unwrap();
-        rows.iter().any(|r| r.path.as_bytes() == path.as_bytes())
-    }
-
-    /// What the newest start said of itself.
-    fn how_it_began(&self) -> String {
-        let history = self.journal().history(1_000).unwrap();
-        history.into_iter().find(|row| row.kind == "start").unwrap().text
-    }
-
-    /// Starts it and says how it began.
-    fn start(&mut self) -> String {
-        self.tracker.start();
-        self.tracker.flush();
-        self.how_it_began()
-    }
-
-    /// The file `name` is in the journal, in spite of all that happened.
-    fn assert_recorded(&self, names: &[&str]) {
-        for name in names {
-            assert!(self.has(name), "{name}");
-        }
-    }
-}
+mod kept;
+mod killed;
+mod world;
 
 #[test]
 fn a_tracker_that_was_stopped_or_killed_goes_on_without_a_gap() {
@@ -314,53 +216,6 @@ fn a_damaged_buffer_is_a_gap_and_no_crash() {
     }
 }
 
-#[test]
-fn a_record_that_kills_the_tracker_three_times_is_skipped_with_a_gap() {
-    let Some(mut world) = World::new(&killable()) else { return };
-    world.start();
-    world.seen = world.journal().head_and_floor().unwrap().0;
-    world.tracker.kill();
-    world.write("a/poison");
-    world.write("b/behind-it");
-    for deaths in 1..=3 {
-        world.tracker.env = vec![("LONGSHORE_KILL", "translating:1".to_owned())];
-        world.tracker.spawn();
-        world.tracker.wait();
-        if deaths == 2 {
-            // A death that is not the record's, after the second was counted.
-            world.tracker.env = vec![("LONGSHORE_KILL", "recovering:3".to_owned())];
-            world.tracker.spawn();
-            world.tracker.wait();
-        }
-        assert_eq!(world.gaps(), [], "after {deaths} deaths");
-    }
-    world.tracker.env.clear();
-    world.start();
-    assert_eq!(world.gaps(), world.both(Cause::Poison));
-    world.assert_recorded(&["behind-it"]);
-    world.write("a/later");
-    world.tracker.kill();
-    world.start();
-    assert_eq!(world.gaps().len(), 2);
-    world.assert_recorded(&["later"]);
-}
-
-#[test]
-fn a_first_start_that_was_killed_before_its_gap_row_is_made_up_for() {
-    for point in ["transaction:1", "committed:1"] {
-        let Some(mut world) = World::new(&killable()) else { return };
-        world.tracker.env = vec![("LONGSHORE_KILL", point.to_owned())];
-        world.tracker.spawn();
-        world.tracker.wait();
-        world.tracker.env.clear();
-        world.write("a/while-dead");
-        world.start();
-        let starts = world.gaps().into_iter().filter(|(_, cause)| *cause == Cause::Start).count();
-        assert_eq!(starts, 2, "{point}: {:?}", world.gaps());
-        world.assert_recorded(&["while-dead"]);
-    }
-}
-
 impl World {
     /// Leaves a doubt in the journal, while no tracker runs; returns the name of its filesystem.
     fn leave_a_doubt(&self) -> String {
@@ -391,11 +246,10 @@ fn a_gap_that_an_earlier_instance_owed_answers_its_doubts_too() {
     let fs = world.leave_a_doubt();
     let buffer = world.tracker.stored("buffer.");
     let mut epoch = [0; 8];
-    rustix::io::pread(&buffer, &mut epoch, WORD * 4).unwrap();
-    let owed = u64::from_ne_bytes(epoch) + 1;
-    rustix::io::pwrite(&buffer, &owed.to_ne_bytes(), WORD * 7).unwrap();
-    rustix::io::pwrite(&buffer, &(Cause::Damaged as u64).to_ne_bytes(), WORD * 8).unwrap();
+    rustix::io::pread(&buffer, &mut epoch, WORD * 3).unwrap();
     drop(buffer);
+    world.set_word(11, u64::from_ne_bytes(epoch) + 1);
+    world.set_word(12, Cause::Damaged as u64);
     world.start();
     assert_eq!(world.gaps(), world.both(Cause::Damaged));
     // A second one would be covered by the row of the first.
@@ -404,6 +258,3 @@ fn a_gap_that_an_earlier_instance_owed_answers_its_doubts_too() {
     assert!(last.text.ends_with("damaged"), "{history:?}");
     assert_eq!(world.journal().doubts(&fs).unwrap(), []);
 }
-
-/// Bytes of a word in the head of a buffer: the fifth is the epoch, the eighth that of an owed gap, then its cause.
-const WORD: u64 = 8;
