@@ -50,7 +50,8 @@ impl World {
     }
 
     fn attach(&mut self, leg: &str) -> Attached {
-        let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0 };
+        let facts =
+            CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0, revision: 0 };
         let roots = [LegRootFacts { id: self.root, attended: Some(u64::MAX) }];
         self.journal.attach_leg(leg, &facts, &roots, 5).unwrap()
     }
@@ -157,7 +158,7 @@ fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_no
     assert_eq!((due.len(), due[0].key.scope), (1, Scope::Full));
     w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
-    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     assert_eq!(w.journal.attach_leg("b2", &facts, &[known(&w)], 5).unwrap().full_pass, None);
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("other").unwrap();
@@ -179,7 +180,7 @@ fn a_root_that_acks_passed_while_it_was_not_in_the_leg_gets_a_full_pass_of_its_o
     let due = w.journal.deferred("b2", 10).unwrap();
     w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
-    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     for (attended, rows) in [(Some(acked), 0), (Some(acked - 1), 1), (None, 1)] {
         let roots = [LegRootFacts { id: w.root, attended }];
         w.journal.attach_leg("b2", &facts, &roots, 5).unwrap();
@@ -342,7 +343,7 @@ fn a_journal_of_schema_version_1_is_opened_with_all_that_is_in_it() {
         (Scope::Subtree, Cause::Overflow, Mask::UNKNOWN)
     );
     let leg = journal.leg("b2").unwrap().unwrap();
-    assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len()), (4, 3, 9, 2));
+    assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len(), leg.revision), (4, 3, 9, 2, 8));
     let owed = journal.deferred("b2", 10).unwrap();
     assert_eq!((owed.len(), owed[0].class, owed[0].attempts), (1, Class::Busy, 2));
     assert_eq!(journal.doubts("ext4 x").unwrap()[0].epoch, 12);
