@@ -154,9 +154,13 @@ impl Journal {
                 let passed_over = root.attended.is_none_or(|attended| attended < leg.acked);
                 let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
                 if let Some(reason) = reason {
+                    // Of a root that is not proven the catalog learns nothing: it is new at each run.
+                    let is_news = full_pass.is_some() || !owes_full_pass(tx, name, root.id)?;
                     upsert(tx, name, &full_pass_row(root.id, head, now_ns, reason))?;
-                    let text = format!("leg {name}: full pass, {reason}");
-                    history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
+                    if is_news {
+                        let text = format!("leg {name}: full pass, {reason}");
+                        history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
+                    }
                 }
             }
             store_leg(tx, &leg)?;
@@ -259,6 +263,11 @@ fn forget_roots_that_left(tx: &Transaction<'_>, leg: &str, roots: &[LegRootFacts
 
 fn root_name(tx: &Transaction<'_>, root: RootId) -> rusqlite::Result<Option<String>> {
     tx.query_row("SELECT name FROM root WHERE id = ?1", [root.0], |r| r.get(0)).optional()
+}
+
+fn owes_full_pass(tx: &Transaction<'_>, leg: &str, root: RootId) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND scope = ?3)";
+    tx.query_row(sql, params![leg, root.0, Scope::Full], |r| r.get(0))
 }
 
 fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {

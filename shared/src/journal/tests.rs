@@ -169,6 +169,22 @@ fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_no
     assert_eq!(back.full_pass, Some("entries that this leg had not read were pruned"));
 }
 
+#[test]
+fn a_root_that_was_never_proven_is_in_the_history_once_however_often_its_leg_runs() {
+    let mut w = world();
+    let acked = w.attach("b2").leg.acked;
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
+    let due = w.journal.deferred("b2", 10).unwrap();
+    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    let told = |w: &World| w.journal.history(100).unwrap().iter().filter(|h| h.kind == "full-pass").count();
+    let before = told(&w);
+    for _ in 0..3 {
+        let roots = [LegRootFacts { id: w.root, attended: None }];
+        assert_eq!(w.journal.attach_leg("b2", &facts, &roots, 5).unwrap().full_pass, None);
+    }
+    assert_eq!((told(&w), w.journal.deferred_count("b2").unwrap()), (before + 1, 1));
+}
+
 fn known(w: &World) -> LegRootFacts {
     LegRootFacts { id: w.root, attended: Some(u64::MAX) }
 }
