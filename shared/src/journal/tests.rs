@@ -387,6 +387,22 @@ fn a_batch_and_its_mark_are_taken_together_and_the_newest_mark_of_a_filesystem_s
 }
 
 #[test]
+fn what_is_known_of_a_filesystem_goes_only_if_nobody_tracks_it() {
+    let World { _dir, mut journal, .. } = world();
+    let handle = Handle { kind: 1, bytes: vec![1] };
+    for fs in ["ext4 x", "ext4 y"].map(str::to_owned) {
+        let doubts = vec![Doubt { fs: fs.clone(), handle: handle.clone(), epoch: 1 }];
+        let intake = Some(IntakeMark { fs, buffer_id: [1; 16], epoch: 1 });
+        let commit = Commit { doubts, intake, ..Commit::default() };
+        journal.append(&mut Coalesce::default(), &commit, 0).unwrap();
+    }
+    assert_eq!(journal.forget_filesystems(|fs| fs == "ext4 x").unwrap(), ["ext4 y"]);
+    assert_eq!(journal.forget_filesystems(|fs| fs == "ext4 x").unwrap(), [""; 0]);
+    let known = |fs| (journal.doubts(fs).unwrap().len(), journal.intake(fs).unwrap().is_some());
+    assert_eq!((known("ext4 x"), known("ext4 y")), ((1, true), (0, false)));
+}
+
+#[test]
 fn a_session_knows_how_the_one_before_ended() {
     let World { _dir, mut journal, .. } = world();
     let (first, before) = journal.begin_session("boot a", "1", 0).unwrap();
