@@ -147,10 +147,10 @@ pub trait EventSource: Send {
         None
     }
 
-    /// What was translated last is done with; `counted` if the journal holds its mark. True if some of what was read
-    /// is still to be translated.
-    fn finish(&mut self, _counted: bool) -> bool {
-        false
+    /// What was translated last is done with; `counted` if the journal holds its mark. So many bytes of what was read
+    /// are still to be translated.
+    fn finish(&mut self, _counted: bool) -> usize {
+        0
     }
 
     /// The gap rows of all roots are committed: from here on the stream is complete.
