@@ -186,6 +186,13 @@ fn pending_has_what_a_leg_put_off_and_names_that_are_not_utf_8() {
     assert!(rows.iter().any(|r| r["path_b64"] == "bv8JZXc=" && r["deferred"] == false), "{lines}");
     assert!(rows.iter().all(|r| r["path"].is_null() != r["path_b64"].is_null()), "never both: {lines}");
     assert!(text(&world.ok(&["pending", "--leg", "test"])).contains("deferred: busy"));
+    let help = text(&world.ok(&["pending", "--help"]));
+    let told = |word: &str| help.lines().any(|l| l.trim_start().split(' ').next() == Some(word));
+    for word in rows.iter().flat_map(|r| r.as_object().unwrap().keys()) {
+        assert!(told(word), "{word}: {help}");
+    }
+    let scopes = [Scope::SelfOnly, Scope::Subtree, Scope::Names, Scope::Handle, Scope::Full];
+    assert!(scopes.iter().all(|scope| told(&scope.to_string())) && told("handle"), "{help}");
 }
 
 #[test]
