@@ -286,10 +286,11 @@ impl Slot {
         }
         self.note(|s| {
             s.filesystem.source = kind.as_str().to_owned();
-            for root in &mut s.roots[..roots] {
+            for (root, tracked) in s.roots[..roots].iter_mut().zip(&self.parts.roots) {
                 root.source = kind.as_str().to_owned();
                 root.source_reason = reason.to_owned();
-                root.blind_spots = kind.blind_spots();
+                let fs = tracked.expected.as_ref().map_or("", |identity| &identity.fs);
+                root.blind_spots = kind.blind_spots(fs);
             }
         });
         self.source = Some(source);
