@@ -45,7 +45,7 @@ fn append(c: &mut Criterion) {
 /// A journal at its default bound, with one leg that has read nothing.
 fn lagging(dir: &std::path::Path) -> Journal {
     let mut journal = Journal::create_or_open(&dir.join("journal.db")).expect("a journal");
-    let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0 };
+    let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0, revision: 0 };
     journal.attach_leg("leg", &facts, &[], 0).expect("a leg");
     let mut set = Coalesce::default();
     for first in (0..limits::ENTRIES_MAX as usize).step_by(BATCH) {

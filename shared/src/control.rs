@@ -67,6 +67,8 @@ pub enum Answer {
 pub enum ControlError {
     #[error("The tracker does not answer at {}: {source}. Is longshore-tracker running?", socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
+    #[error("The socket of the tracker {} is not for this user: root, the tracker's user and the group of its state directory may ask", socket.display())]
+    Forbidden { socket: PathBuf },
     #[error("The tracker did not answer at {} within {} s", socket.display(), waited.as_secs())]
     TimedOut { socket: PathBuf, waited: Duration },
     #[error("The tracker at {} broke off: {source}", socket.display())]
@@ -89,7 +91,10 @@ pub fn connect(
     timeout: Option<Duration>,
 ) -> Result<Connection, ControlError> {
     let unreachable = |source| ControlError::Unreachable { socket: socket.to_owned(), source };
-    let stream = UnixStream::connect(socket).map_err(unreachable)?;
+    let stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ControlError::Forbidden { socket: socket.to_owned() },
+        _ => unreachable(source),
+    })?;
     stream.set_read_timeout(timeout).map_err(unreachable)?;
     stream.set_write_timeout(Some(limits::FLUSH_TIMEOUT)).map_err(unreachable)?;
     match write_line(&stream, request) {

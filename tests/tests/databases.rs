@@ -8,11 +8,11 @@ use std::process::Output;
 
 use shared::entry::Scope;
 use shared::exit::Exit;
-use shared::journal::Journal;
+use shared::journal::{Class, Journal};
 use syncer::report::Report;
 use tests::dir_leg::{LEG, fill, mirrored, same, same_at, world};
 use tests::mount::{LoopFs, available};
-use tests::played::Bent;
+use tests::played::{Bent, PlayedTracker};
 use tests::programs::{Daemon, call, text};
 use tests::tmpfs::Tmpfs;
 use tests::world::{MADE, ROOT, WRITTEN, World};
@@ -163,6 +163,69 @@ fn a_catalog_restored_from_an_older_copy() {
     assert_eq!(world.run("copy").exit, Exit::Ok);
     fs::copy(&copy, catalog(&world, "copy")).unwrap();
     healed(&world, &world.run("copy"), "the catalog is older than the journal");
+}
+
+/// A world whose leg owes one file, which is due. Its root is compared with the catalog no more.
+fn owing() -> World {
+    let mut world = mirrored();
+    fs::write(world.source().join("doubtful"), "x").unwrap();
+    world.saw("doubtful", Scope::SelfOnly, MADE);
+    let bent = Bent { unknown: Some("doubtful"), ..Bent::default() };
+    assert_eq!(world.run_as("copy", |parts| bent.over(parts)).deferred, 1);
+    world.journal.wake_deferred("copy", Class::Unknown).unwrap();
+    world
+}
+
+fn acked(world: &World) -> u64 {
+    world.journal.leg("copy").unwrap().unwrap().acked
+}
+
+#[test]
+fn a_catalog_restored_from_before_something_owed_was_done_although_the_cursor_did_not_move() {
+    let world = owing();
+    let (copy, before) = (world.path("copy.db"), acked(&world));
+    fs::copy(catalog(&world, "copy"), &copy).unwrap();
+    let report = world.run("copy");
+    assert_eq!((report.files_sent, report.deferred, acked(&world)), (1, 0, before), "{}", report.text());
+    let newer = world.path("newer.db");
+    fs::copy(catalog(&world, "copy"), &newer).unwrap();
+    fs::copy(&copy, catalog(&world, "copy")).unwrap();
+    healed(&world, &world.run("copy"), "the catalog is older than the journal");
+    // Nor does the other one fit any more.
+    fs::copy(&newer, catalog(&world, "copy")).unwrap();
+    healed(&world, &world.run("copy"), "the catalog is older than the journal");
+}
+
+#[test]
+fn a_catalog_restored_from_before_a_removal() {
+    let mut world = mirrored();
+    fs::remove_file(world.source().join("a-sibling")).unwrap();
+    world.saw("a-sibling", Scope::SelfOnly, shared::entry::Mask::DELETE);
+    world.run_as("copy", |parts| parts.tracker = Box::new(PlayedTracker::down()));
+    let (copy, before) = (world.path("copy.db"), acked(&world));
+    fs::copy(catalog(&world, "copy"), &copy).unwrap();
+    let report = world.run("copy");
+    assert_eq!((report.removed, acked(&world)), (1, before), "{}", report.text());
+    fs::copy(&copy, catalog(&world, "copy")).unwrap();
+    healed(&world, &world.run("copy"), "the catalog is older than the journal");
+}
+
+#[test]
+fn a_run_that_was_killed_after_its_catalog_and_before_the_journal_is_repeated_without_a_full_pass() {
+    // What is owed alone does not move the cursor.
+    for more in [true, false] {
+        let mut world = owing();
+        if more {
+            changed_and_seen(&mut world, "seen");
+        }
+        let before = world.path("before.db");
+        world.journal.copy_to(&before).unwrap();
+        assert_eq!(world.run("copy").exit, Exit::Ok);
+        restore_journal(&mut world, &before);
+        let report = world.run("copy");
+        assert_eq!((report.exit, report.full_pass.as_deref(), report.deferred), (Exit::Ok, None, 0));
+        same(&world);
+    }
 }
 
 #[test]

@@ -31,6 +31,30 @@ pub struct Common {
     pub quiet: bool,
 }
 
+/// What the output of `pending` means. Each word stands first in its line.
+const PENDING: &str = "\
+Scopes:
+  self      this path
+  subtree   this path and all below it
+  names     this path, and which names are in it: some are new or gone
+  handle    a file without a usable name: its handle in hex is the PATH
+  full      all of the root and of the destination's listing (only with --leg)
+
+Keys of an object of --json:
+  schema      1; within it keys only get added
+  root        the name of the root
+  scope       one of the above
+  path        within the root; empty for the root itself, and with a handle
+  path_b64    in the place of path, in Base64, if that is not UTF-8
+  handle      of a file without a usable name, in hex
+  cause       of what the leg put off, its class; else event, external (by
+              `tracker add`), generation (btrfs), or the cause of a gap
+  deferred    whether the leg put it off
+  seq         its place in the journal; of what was put off, that of its newest cause
+  at_ns       since when, in nanoseconds since 1970
+  attempts    of what was put off, how often it was tried
+  last_error  of what was put off, what went wrong";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Track the roots until SIGTERM.
@@ -52,13 +76,13 @@ pub enum Command {
         json: bool,
     },
     /// The paths that wait to be looked at.
+    #[command(after_help = PENDING)]
     Pending {
         /// Only what this leg has not done yet in its roots, with what it put off.
         #[arg(long, value_name = "NAME")]
         leg: Option<String>,
-        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. SCOPE is `self`, `subtree`, `names` (names in this directory
-        /// are new or gone), or `handle`: then PATH is the file's handle in hex.
-        /// With --leg what it put off is among them, unmarked (SCOPE `full`: all of ROOT); --json marks it.
+        /// Records ROOT<TAB>SCOPE<TAB>PATH, each ended by NUL. PATH is within ROOT, and empty for ROOT itself. What a leg
+        /// put off is not marked.
         #[arg(short = '0', long = "null", conflicts_with = "json")]
         null: bool,
         /// One JSON object per line.

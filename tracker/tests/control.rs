@@ -78,7 +78,7 @@ fn who_adds_too_much_hears_when_to_come_back() {
 }
 
 #[test]
-fn a_user_whom_only_the_modes_let_in_is_refused() {
+fn a_user_who_may_not_ask_is_refused_by_the_modes_and_by_the_tracker() {
     if !is_root() {
         return;
     }
@@ -88,20 +88,25 @@ fn a_user_whom_only_the_modes_let_in_is_refused() {
     assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_tracker")).arg(&program).status().unwrap().success());
     let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     let run = world.dir.path().join("run");
-    [world.dir.path(), &run, &run.join("tracker.sock"), &world.config].into_iter().for_each(open);
+    [world.dir.path(), &world.config].into_iter().for_each(open);
     let ask = |gid: u32, args: &[&str]| {
         let mut command = Command::new(&program);
         command.args(args).env("LONGSHORE_CONFIG", &world.config).current_dir("/");
         command.uid(NOBODY).gid(gid).output().unwrap()
     };
-    for args in [&["flush"][..], &["add", "--root", "a", "x"]] {
+    let refused = |args: &[&str]| {
         let out = ask(NOBODY, args);
-        assert!(
-            !out.status.success() && text(&out).contains("the group of its state directory"),
-            "{}",
-            text(&out)
-        );
-    }
+        let said = text(&out) + &String::from_utf8_lossy(&out.stdout).replace('\n', " ");
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains("the group of its state directory"), "{args:?}: {said}");
+    };
+    // Neither later, nor by another command line.
+    refused(&["flush"]);
+    refused(&["add", "--root", "a", "x"]);
+    [&run, &run.join("tracker.sock")].into_iter().for_each(|path| open(path));
+    refused(&["flush"]);
+    refused(&["add", "--root", "a", "x"]);
+    refused(&["health"]);
     assert_eq!(world.cause_count("external"), 0);
     // The group of the state directory is root's here.
     assert!(ask(0, &["flush"]).status.success());

@@ -8,6 +8,8 @@ use std::process::Command;
 
 use common::{Bind, Mounted, World, is_root};
 use rustix::process::Signal;
+use shared::entry::Handle;
+use shared::journal::{Coalesce, Commit, Doubt, Journal};
 
 fn world_on(mounted: &Mounted) -> World {
     let world = World::new(&[]);
@@ -458,4 +460,47 @@ fn identify_prints_what_run_accepts_and_a_wrong_identity_is_not_tracked() {
     assert_eq!(world.root_state(), "replaced");
     world.flush();
     assert_eq!(world.stop(), 0);
+}
+
+#[test]
+fn what_is_known_of_a_disk_stays_while_it_is_unplugged_and_goes_when_it_leaves_the_configuration() {
+    if !is_root() {
+        return;
+    }
+    let disk = Mounted::image("ext4");
+    let (mut world, always) = World::with_root();
+    let state = world.dir.path().join("state");
+    let stanza = |args: &[&str]| String::from_utf8(world.ok(args)).unwrap();
+    let always = std::fs::canonicalize(always).unwrap();
+    let always = stanza(&["identify", "--subdir", always.to_str().unwrap()]);
+    let on_disk = stanza(&["identify", disk.point.to_str().unwrap()]);
+    let both = format!("{always}\n{on_disk}");
+    let uuid = on_disk.split("uuid = \"").nth(1).unwrap().split('"').next().unwrap();
+    let key = format!("ext4 {uuid}");
+    let mut once = |stanzas: &str| {
+        world.configure(&state, &[], stanzas);
+        world.start();
+        let gaps = world.cause_count("start");
+        assert_eq!(world.stop(), 0);
+        gaps
+    };
+    once(&both);
+    let mut journal = Journal::open(&state.join("journal.db")).unwrap();
+    let handle = Handle { kind: 1, bytes: vec![1; 8] };
+    let doubts = [key.as_str(), "ext4 of a disk that left"].map(|fs| Doubt {
+        fs: fs.to_owned(),
+        handle: handle.clone(),
+        epoch: 1,
+    });
+    let commit = Commit { doubts: doubts.to_vec(), ..Commit::default() };
+    journal.append(&mut Coalesce::default(), &commit, 0).unwrap();
+    let known = || doubts.each_ref().map(|d| journal.doubts(&d.fs).unwrap().len());
+    disk.umount();
+    once(&both);
+    assert_eq!((known(), journal.intake(&key).unwrap().is_some()), ([1, 0], true));
+    let gaps = once(&always);
+    assert_eq!((known(), journal.intake(&key).unwrap().is_some()), ([0, 0], false));
+    disk.mount();
+    // A gap for each of the two roots.
+    assert_eq!(once(&both), gaps + 2, "what changed meanwhile is compared");
 }

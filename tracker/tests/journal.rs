@@ -130,7 +130,7 @@ fn a_leg_that_lags_behind_is_collapsed_where_a_commit_finds_the_journal_over_its
     std::fs::write(&world.config, format!("max_entries = 1000\n{config}")).unwrap();
     world.start();
     let mut journal = Journal::open(&journal_path(&world)).unwrap();
-    let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0 };
+    let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0, revision: 0 };
     journal.attach_leg("l", &facts, &[], 0).unwrap();
     std::fs::create_dir(root.join("d")).unwrap();
     for n in 0..1_500 {

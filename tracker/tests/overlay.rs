@@ -87,6 +87,14 @@ fn an_overlay_with_file_handles_is_tracked_with_fanotify_and_falls_quiet() {
     (0..20).for_each(|_| world.flush());
     let health = world.run(&["health", "--json"]);
     assert_eq!(health.status.code(), Some(0), "{health:?}");
+    std::fs::write(overlay._layers.point.join("upper/unseen"), "x").unwrap();
+    world.flush();
+    assert!(!world.changes().iter().any(|(_, path)| path == "unseen"), "a blind spot less to tell of");
+    for command in ["stats", "health"] {
+        let said = String::from_utf8(world.ok(&[command])).unwrap();
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains("AIO") && said.contains("changes made below the mount"), "{command}: {said}");
+    }
     call("umount", &[overlay.point()]);
     // The last status is written at the end.
     assert_eq!(world.stop(), 0);

@@ -1,6 +1,6 @@
 //! The tracker's side: one transaction per batch takes the entries, the doubts and what they replace.
 
-use rusqlite::{OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::bound::{lowest_cursor, prune_to};
 use super::coalesce::{Coalesce, Decision, Watermarks};
@@ -144,6 +144,29 @@ impl Journal {
             .query_row("SELECT buffer_id, epoch FROM intake WHERE fs = ?1", [fs], read)
             .optional()
             .map_err(self.fail("read what was taken from the buffer"))
+    }
+
+    /// Lets go of the doubts and marks of filesystems that nobody tracks any more; returns their names.
+    pub fn forget_filesystems(
+        &mut self,
+        is_tracked: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>, DatabaseError> {
+        let names = |conn: &Connection| -> rusqlite::Result<Vec<String>> {
+            let mut known = conn.prepare("SELECT fs FROM doubt UNION SELECT fs FROM intake ORDER BY fs")?;
+            known.query_map([], |r| r.get(0))?.collect()
+        };
+        let mut gone = names(&self.conn).map_err(self.fail("read the names of filesystems"))?;
+        gone.retain(|fs| !is_tracked(fs));
+        if !gone.is_empty() {
+            self.write("forget filesystems", |tx| {
+                for fs in &gone {
+                    tx.execute("DELETE FROM doubt WHERE fs = ?1", [fs])?;
+                    tx.execute("DELETE FROM intake WHERE fs = ?1", [fs])?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(gone)
     }
 
     /// The doubts of a filesystem, oldest epoch first.

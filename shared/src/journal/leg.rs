@@ -23,6 +23,8 @@ pub struct Leg {
     /// Up to here a collapse made deferred rows of what it had not acked.
     pub collapsed_to: u64,
     pub last_ack_ns: i64,
+    /// Its catalog counted so many changes when the leg last gave up an entry or a deferred row, or removed something.
+    pub revision: u64,
 }
 
 impl Leg {
@@ -52,6 +54,8 @@ pub struct CatalogFacts {
     pub journal_id: Option<JournalId>,
     /// Its own copy of the cursor, written before the ack.
     pub acked: u64,
+    /// How many changes of rows it counts.
+    pub revision: u64,
 }
 
 /// The result of attaching a leg: its row, and why a full pass was requested, if it was.
@@ -76,7 +80,7 @@ fn mismatch(
         Some("the journal is not the one this catalog knows")
     } else if leg.cursor() < floor {
         Some("entries that this leg had not read were pruned")
-    } else if catalog.acked < leg.acked {
+    } else if catalog.acked < leg.acked || catalog.revision < leg.revision {
         Some("the catalog is older than the journal")
     } else if catalog.acked > head {
         Some("the journal is older than the catalog")
@@ -127,6 +131,7 @@ impl Journal {
                 acked: head,
                 collapsed_to: 0,
                 last_ack_ns: 0,
+                revision: 0,
             });
             if leg.catalog_id != catalog.catalog_id || leg.writer_ids.is_empty() {
                 // Objects of a lost catalog stay ours under the older ids; two catalogs never share one.
@@ -139,15 +144,23 @@ impl Journal {
             }
             leg.claimed = leg.claimed.max(leg.cursor());
             leg.last_run += 1;
+            if full_pass.is_some() {
+                // More than any copy of it that lies about has counted: the leg raises its catalog to this.
+                leg.revision = leg.revision.max(catalog.revision) + 1;
+            }
             forget_roots_that_left(tx, name, roots)?;
             withdraw_linked(tx, name, roots, full_pass.is_some())?;
             for root in roots {
                 let passed_over = root.attended.is_none_or(|attended| attended < leg.acked);
                 let reason = full_pass.or(passed_over.then_some("the root is new to this leg, or was away"));
                 if let Some(reason) = reason {
+                    // Of a root that is not proven the catalog learns nothing: it is new at each run.
+                    let is_news = full_pass.is_some() || !owes_full_pass(tx, name, root.id)?;
                     upsert(tx, name, &full_pass_row(root.id, head, now_ns, reason))?;
-                    let text = format!("leg {name}: full pass, {reason}");
-                    history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
+                    if is_news {
+                        let text = format!("leg {name}: full pass, {reason}");
+                        history(tx, now_ns, "full-pass", root_name(tx, root.id)?.as_deref(), &text)?;
+                    }
                 }
             }
             store_leg(tx, &leg)?;
@@ -186,6 +199,15 @@ impl Journal {
             let head = head(tx)?;
             tx.execute("UPDATE leg SET claimed = max(claimed, ?2) WHERE name = ?1", params![leg, head])?;
             Ok(head)
+        })
+    }
+
+    /// Notes what the catalog counts: to be called after it committed, before what that satisfied is given up here. So an
+    /// older copy of the catalog is known for one, and the catalog alone may be ahead.
+    pub fn expect_revision(&mut self, leg: &str, revision: u64) -> Result<(), DatabaseError> {
+        self.write("note the catalog's revision", |tx| {
+            tx.execute("UPDATE leg SET revision = ?2 WHERE name = ?1", params![leg, revision])?;
+            Ok(())
         })
     }
 
@@ -243,6 +265,11 @@ fn root_name(tx: &Transaction<'_>, root: RootId) -> rusqlite::Result<Option<Stri
     tx.query_row("SELECT name FROM root WHERE id = ?1", [root.0], |r| r.get(0)).optional()
 }
 
+fn owes_full_pass(tx: &Transaction<'_>, leg: &str, root: RootId) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND scope = ?3)";
+    tx.query_row(sql, params![leg, root.0, Scope::Full], |r| r.get(0))
+}
+
 fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred {
     NewDeferred {
         root,
@@ -259,7 +286,8 @@ fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred 
 }
 
 const SELECT_LEG: &str =
-    "SELECT name, catalog_id, writer_ids, last_run, claimed, acked, collapsed_to, last_ack_ns
+    "SELECT name, catalog_id, writer_ids, last_run, claimed, acked, collapsed_to, last_ack_ns,
+         revision
      FROM leg";
 
 fn read_leg(r: &rusqlite::Row<'_>) -> rusqlite::Result<Leg> {
@@ -273,15 +301,18 @@ fn read_leg(r: &rusqlite::Row<'_>) -> rusqlite::Result<Leg> {
         acked: r.get(5)?,
         collapsed_to: r.get(6)?,
         last_ack_ns: r.get(7)?,
+        revision: r.get(8)?,
     })
 }
 
 fn store_leg(tx: &Transaction<'_>, leg: &Leg) -> rusqlite::Result<()> {
     tx.execute(
-        "INSERT INTO leg(name, catalog_id, writer_ids, last_run, last_plan, claimed, acked, collapsed_to, last_ack_ns)
-         VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8)
+        "INSERT INTO leg(name, catalog_id, writer_ids, last_run, last_plan, claimed, acked, collapsed_to, last_ack_ns,
+             revision)
+         VALUES (?1, ?2, ?3, ?4, 0, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT(name) DO UPDATE SET catalog_id = excluded.catalog_id, writer_ids = excluded.writer_ids,
-             last_run = excluded.last_run, claimed = excluded.claimed, acked = excluded.acked",
+             last_run = excluded.last_run, claimed = excluded.claimed, acked = excluded.acked,
+             revision = excluded.revision",
         params![
             leg.name,
             leg.catalog_id,
@@ -290,7 +321,8 @@ fn store_leg(tx: &Transaction<'_>, leg: &Leg) -> rusqlite::Result<()> {
             leg.claimed,
             leg.acked,
             leg.collapsed_to,
-            leg.last_ack_ns
+            leg.last_ack_ns,
+            leg.revision
         ],
     )?;
     Ok(())
@@ -316,18 +348,20 @@ mod tests {
             acked: 50,
             collapsed_to: 0,
             last_ack_ns: 0,
+            revision: 7,
         }
     }
 
     fn facts() -> CatalogFacts {
-        CatalogFacts { catalog_id: [2; 16], journal_id: Some(JOURNAL), acked: 50 }
+        CatalogFacts { catalog_id: [2; 16], journal_id: Some(JOURNAL), acked: 50, revision: 7 }
     }
 
     #[test]
     fn databases_that_belong_together_need_no_full_pass() {
         assert_eq!(mismatch(Some(&leg()), &facts(), JOURNAL, 60, 40), None);
-        // Killed between the catalog's copy and the ack.
-        assert_eq!(mismatch(Some(&leg()), &CatalogFacts { acked: 55, ..facts() }, JOURNAL, 60, 40), None);
+        // Killed between the catalog and the ack.
+        let ahead = CatalogFacts { acked: 55, revision: 9, ..facts() };
+        assert_eq!(mismatch(Some(&leg()), &ahead, JOURNAL, 60, 40), None);
     }
 
     #[test]
@@ -347,6 +381,10 @@ mod tests {
         );
         assert!(full(Some(&leg()), facts(), 60, 51), "a pruned gap");
         assert!(full(Some(&leg()), CatalogFacts { acked: 49, ..facts() }, 60, 40), "an older catalog");
+        assert!(
+            full(Some(&leg()), CatalogFacts { revision: 6, ..facts() }, 60, 40),
+            "one from before a row was settled"
+        );
         assert!(full(Some(&leg()), CatalogFacts { acked: 61, ..facts() }, 60, 40), "an older journal");
     }
 }

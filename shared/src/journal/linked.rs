@@ -196,9 +196,10 @@ mod tests {
         .unwrap();
         let ids: Vec<RootId> = journal.put_roots(&config.roots, 0).unwrap().iter().map(|r| r.id).collect();
         let acked = journal.head_and_floor().unwrap().0;
-        let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked };
+        let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked, revision: 0 };
         let roots: Vec<LegRootFacts> = ids.iter().map(|&id| LegRootFacts { id, attended: Some(0) }).collect();
-        journal.attach_leg("l", &facts, &roots, 0).unwrap();
+        let revision = journal.attach_leg("l", &facts, &roots, 0).unwrap().leg.revision;
+        let facts = CatalogFacts { revision, ..facts };
         for (&id, file) in ids.iter().zip([1, 2]) {
             journal.publish_linked("l", id, &files([file]), &files([])).unwrap();
         }

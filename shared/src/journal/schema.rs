@@ -48,7 +48,8 @@ pub const MIGRATIONS: &[M<'static>] = &[
         claimed INTEGER NOT NULL,
         acked INTEGER NOT NULL,
         collapsed_to INTEGER NOT NULL,
-        last_ack_ns INTEGER NOT NULL
+        last_ack_ns INTEGER NOT NULL,
+        revision INTEGER NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE deferred(
         leg TEXT NOT NULL,

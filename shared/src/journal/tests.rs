@@ -50,7 +50,8 @@ impl World {
     }
 
     fn attach(&mut self, leg: &str) -> Attached {
-        let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0 };
+        let facts =
+            CatalogFacts { catalog_id: [7; 16], journal_id: Some(self.journal.id()), acked: 0, revision: 0 };
         let roots = [LegRootFacts { id: self.root, attended: Some(u64::MAX) }];
         self.journal.attach_leg(leg, &facts, &roots, 5).unwrap()
     }
@@ -157,7 +158,7 @@ fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_no
     assert_eq!((due.len(), due[0].key.scope), (1, Scope::Full));
     w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
-    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     assert_eq!(w.journal.attach_leg("b2", &facts, &[known(&w)], 5).unwrap().full_pass, None);
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("other").unwrap();
@@ -166,6 +167,22 @@ fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_no
     w.journal.prune(&["other".into()]).unwrap();
     let back = w.journal.attach_leg("b2", &facts, &[known(&w)], 6).unwrap();
     assert_eq!(back.full_pass, Some("entries that this leg had not read were pruned"));
+}
+
+#[test]
+fn a_root_that_was_never_proven_is_in_the_history_once_however_often_its_leg_runs() {
+    let mut w = world();
+    let acked = w.attach("b2").leg.acked;
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
+    let due = w.journal.deferred("b2", 10).unwrap();
+    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    let told = |w: &World| w.journal.history(100).unwrap().iter().filter(|h| h.kind == "full-pass").count();
+    let before = told(&w);
+    for _ in 0..3 {
+        let roots = [LegRootFacts { id: w.root, attended: None }];
+        assert_eq!(w.journal.attach_leg("b2", &facts, &roots, 5).unwrap().full_pass, None);
+    }
+    assert_eq!((told(&w), w.journal.deferred_count("b2").unwrap()), (before + 1, 1));
 }
 
 fn known(w: &World) -> LegRootFacts {
@@ -179,7 +196,7 @@ fn a_root_that_acks_passed_while_it_was_not_in_the_leg_gets_a_full_pass_of_its_o
     let due = w.journal.deferred("b2", 10).unwrap();
     w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
-    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked };
+    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     for (attended, rows) in [(Some(acked), 0), (Some(acked - 1), 1), (None, 1)] {
         let roots = [LegRootFacts { id: w.root, attended }];
         w.journal.attach_leg("b2", &facts, &roots, 5).unwrap();
@@ -342,7 +359,7 @@ fn a_journal_of_schema_version_1_is_opened_with_all_that_is_in_it() {
         (Scope::Subtree, Cause::Overflow, Mask::UNKNOWN)
     );
     let leg = journal.leg("b2").unwrap().unwrap();
-    assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len()), (4, 3, 9, 2));
+    assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len(), leg.revision), (4, 3, 9, 2, 8));
     let owed = journal.deferred("b2", 10).unwrap();
     assert_eq!((owed.len(), owed[0].class, owed[0].attempts), (1, Class::Busy, 2));
     assert_eq!(journal.doubts("ext4 x").unwrap()[0].epoch, 12);
@@ -367,6 +384,22 @@ fn a_batch_and_its_mark_are_taken_together_and_the_newest_mark_of_a_filesystem_s
         assert_eq!(journal.intake("ext4 x").unwrap(), Some(mark(epoch)));
     }
     assert_eq!(journal.intake("ext4 y").unwrap(), None);
+}
+
+#[test]
+fn what_is_known_of_a_filesystem_goes_only_if_nobody_tracks_it() {
+    let World { _dir, mut journal, .. } = world();
+    let handle = Handle { kind: 1, bytes: vec![1] };
+    for fs in ["ext4 x", "ext4 y"].map(str::to_owned) {
+        let doubts = vec![Doubt { fs: fs.clone(), handle: handle.clone(), epoch: 1 }];
+        let intake = Some(IntakeMark { fs, buffer_id: [1; 16], epoch: 1 });
+        let commit = Commit { doubts, intake, ..Commit::default() };
+        journal.append(&mut Coalesce::default(), &commit, 0).unwrap();
+    }
+    assert_eq!(journal.forget_filesystems(|fs| fs == "ext4 x").unwrap(), ["ext4 y"]);
+    assert_eq!(journal.forget_filesystems(|fs| fs == "ext4 x").unwrap(), [""; 0]);
+    let known = |fs| (journal.doubts(fs).unwrap().len(), journal.intake(fs).unwrap().is_some());
+    assert_eq!((known("ext4 x"), known("ext4 y")), ((1, true), (0, false)));
 }
 
 #[test]

@@ -57,23 +57,30 @@ impl Catalog {
     pub fn facts(&self) -> Result<CatalogFacts, DatabaseError> {
         let read = |r: &rusqlite::Row<'_>| {
             let journal: Option<[u8; 16]> = r.get(1)?;
-            Ok(CatalogFacts { catalog_id: r.get(0)?, journal_id: journal.map(JournalId), acked: r.get(2)? })
+            Ok(CatalogFacts {
+                catalog_id: r.get(0)?,
+                journal_id: journal.map(JournalId),
+                acked: r.get(2)?,
+                revision: r.get(3)?,
+            })
         };
         self.conn
-            .query_row("SELECT catalog_id, journal_id, acked FROM meta", [], read)
+            .query_row("SELECT catalog_id, journal_id, acked, revision FROM meta", [], read)
             .map_err(self.fail("read the catalog's facts"))
     }
 
     /// The catalog's own copy of the cursor, for the roots that this run attends to; written before the journal's
-    /// ack.
+    /// ack. Its count of changes is at least what the journal expects.
     pub fn set_cursor(
         &mut self,
         journal: JournalId,
         acked: u64,
+        revision: u64,
         roots: &[&str],
     ) -> Result<(), DatabaseError> {
         self.write("store the cursor", |tx| {
-            tx.execute("UPDATE meta SET journal_id = ?1, acked = ?2", params![journal.0, acked])?;
+            let sql = "UPDATE meta SET journal_id = ?1, acked = ?2, revision = max(revision, ?3)";
+            tx.execute(sql, params![journal.0, acked, revision])?;
             for root in roots {
                 tx.execute("UPDATE root SET acked = ?2 WHERE name = ?1", params![root, acked])?;
             }

@@ -293,6 +293,7 @@ impl Run<'_> {
             self.parts.journal.defer(&leg, &rows)?;
         }
         if count > 0 {
+            self.expect_catalog()?;
             // What waited for a name to become free may go now.
             self.parts.journal.wake_deferred(&leg, Class::Kind)?;
         }

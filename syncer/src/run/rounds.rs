@@ -298,6 +298,7 @@ impl Run<'_> {
         }
         let now = self.parts.clock.wall_ns();
         self.store_cursor(self.head)?;
+        self.expect_catalog()?;
         self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, &deferred, now)?;
         if let Some(leg) = &mut self.leg_row {
             leg.acked = self.head;
@@ -325,6 +326,7 @@ impl Run<'_> {
             self.parts.journal.defer(&leg, &owed)?;
         }
         if !done.is_empty() {
+            self.expect_catalog()?;
             self.parts.journal.settle_deferred(&leg, &done)?;
         }
         self.owed.clear();

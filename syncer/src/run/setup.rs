@@ -97,17 +97,29 @@ impl Run<'_> {
                 self.parts.journal.request_full_pass(leg, root.id, now, "it was asked for")?;
             }
         }
-        self.store_cursor(attached.leg.acked)?;
+        let acked = attached.leg.acked;
         self.report.run = attached.leg.last_run;
         self.report.full_pass = attached.full_pass.map(str::to_owned);
         self.leg_row = Some(attached.leg);
-        Ok(())
+        self.store_cursor(acked)
     }
 
     /// The catalog's copy of the cursor, before the journal's.
     pub(super) fn store_cursor(&mut self, acked: u64) -> Result<(), RunError> {
         let roots: Vec<&str> = self.roots.iter().map(|r| r.name.as_str()).collect();
-        Ok(self.parts.catalog.set_cursor(self.parts.journal.id(), acked, &roots)?)
+        let revision = self.leg_row.as_ref().map_or(0, |leg| leg.revision);
+        Ok(self.parts.catalog.set_cursor(self.parts.journal.id(), acked, revision, &roots)?)
+    }
+
+    /// Has the journal expect the catalog as it is now, before it gives up what led there.
+    pub(super) fn expect_catalog(&mut self) -> Result<(), RunError> {
+        let Some(leg) = &mut self.leg_row else { return Ok(()) };
+        let revision = self.parts.catalog.facts()?.revision;
+        if leg.revision != revision {
+            self.parts.journal.expect_revision(&leg.name, revision)?;
+            leg.revision = revision;
+        }
+        Ok(())
     }
 
     pub(super) async fn begin_store(&mut self) -> Result<(), RunError> {

@@ -8,18 +8,10 @@ use shared::limits;
 use super::{CommandError, print};
 
 pub fn run(config: &Config, verbose: bool) -> Result<Exit, CommandError> {
-    let head =
-        control::ask(&config.control_path(), &Request::Flush, limits::FLUSH_TIMEOUT).map_err(unanswered)?;
+    let head = control::ask(&config.control_path(), &Request::Flush, limits::FLUSH_TIMEOUT)
+        .map_err(CommandError::Control)?;
     if verbose {
         print(format!("{head}\n").as_bytes())?;
     }
     Ok(Exit::Ok)
-}
-
-/// A flush that the tracker refuses may succeed later.
-fn unanswered(e: control::ControlError) -> CommandError {
-    match e {
-        control::ControlError::Refused { message, .. } => CommandError::NotFlushed { message },
-        e => CommandError::Control(e),
-    }
 }

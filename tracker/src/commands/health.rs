@@ -10,7 +10,7 @@ use shared::status::{RootStatus, Status};
 
 use super::stats::page::{self, Page};
 use super::stats::{self, HANGS, NOT_RUNNING, RUNNING, Stats};
-use super::{CommandError, print};
+use super::{CommandError, control_exit, print};
 use crate::shell::JOURNAL_ERROR;
 
 const SCHEMA: u32 = 1;
@@ -81,6 +81,11 @@ fn judge(config: &Config, stats: &Stats, canaries: Option<Result<Vec<Canary>, Co
             errors.into_iter().find(|e| e.starts_with(JOURNAL_ERROR)).cloned()
         }
     };
+    let own = match (&trouble, &canaries) {
+        (Some(_), Some(Err(e))) => control_exit(e),
+        (Some(_), _) => Exit::TryLater,
+        (None, _) => Exit::Ok,
+    };
     let canaries = canaries.and_then(Result::ok);
     // What a tracker that is gone said last is no proof of anything.
     let status = stats.status.as_ref().filter(|_| stats.tracker != NOT_RUNNING);
@@ -106,7 +111,6 @@ fn judge(config: &Config, stats: &Stats, canaries: Option<Result<Vec<Canary>, Co
         (_, NO_ANSWER) => Exit::TryLater,
         _ => Exit::Unproven,
     };
-    let own = if trouble.is_some() { Exit::TryLater } else { Exit::Ok };
     let exit = exit::gravest(roots.iter().map(outcome).chain([own]));
     Health {
         schema: SCHEMA,

@@ -36,8 +36,6 @@ pub enum CommandError {
     JournalSilent { path: PathBuf },
     #[error(transparent)]
     Control(ControlError),
-    #[error("The tracker did not flush: {message}")]
-    NotFlushed { message: String },
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{0}")]
@@ -53,16 +51,20 @@ impl CommandError {
             CommandError::Run(e) => e.exit(),
             CommandError::Journal(DatabaseError::Full { .. }) => Exit::TryLater,
             CommandError::Journal(e) if e.is_permanent() => Exit::Config,
-            CommandError::NoJournal { .. }
-            | CommandError::JournalSilent { .. }
-            | CommandError::NotFlushed { .. } => Exit::TryLater,
-            CommandError::Control(ControlError::Refused { retry: false, .. }) | CommandError::Usage(_) => {
-                Exit::Usage
-            }
+            CommandError::NoJournal { .. } | CommandError::JournalSilent { .. } => Exit::TryLater,
+            CommandError::Usage(_) => Exit::Usage,
             CommandError::Write(e) if e.source.kind() == io::ErrorKind::StorageFull => Exit::TryLater,
-            CommandError::Control(_) => Exit::TryLater,
+            CommandError::Control(e) => control_exit(e),
             CommandError::Write(_) | CommandError::Journal(_) | CommandError::Io { .. } => Exit::Failed,
         }
+    }
+}
+
+/// Who may not ask, or not this, may not later either.
+fn control_exit(e: &ControlError) -> Exit {
+    match e {
+        ControlError::Forbidden { .. } | ControlError::Refused { retry: false, .. } => Exit::Failed,
+        _ => Exit::TryLater,
     }
 }
 

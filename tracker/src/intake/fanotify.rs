@@ -193,10 +193,10 @@ impl EventSource for Fanotify {
         self.buffer.as_ref().map(|buffer| buffer.mark(fs))
     }
 
-    fn finish(&mut self, counted: bool) -> bool {
-        let Some(buffer) = &mut self.buffer else { return false };
+    fn finish(&mut self, counted: bool) -> usize {
+        let Some(buffer) = &mut self.buffer else { return 0 };
         buffer.finish(counted);
-        buffer.left() > 0
+        buffer.left()
     }
 
     fn in_force(&mut self) {

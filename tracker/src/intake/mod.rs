@@ -33,13 +33,18 @@ impl Kind {
         }
     }
 
-    /// What no event tells of.
-    pub fn blind_spots(self) -> Vec<String> {
-        let both = ["Linux native AIO", "stores through a live mmap", "loop-device backing files"];
-        let inotify =
-            ["changes made below the mount", "other hard-link names of a watched file", "remote clients"];
-        let more: &[&str] = if self == Kind::Inotify { &inotify } else { &[] };
-        both.iter().chain(more).map(|s| (*s).to_owned()).collect()
+    /// What no event tells of on a filesystem of this type, as an identity names it.
+    pub fn blind_spots(self, fs: &str) -> Vec<String> {
+        let all = ["Linux native AIO", "stores through a live mmap", "loop-device backing files"];
+        let (below, remote) = ("changes made below the mount", "remote clients");
+        let more: &[&str] = match (self, fs) {
+            (Kind::Inotify, _) => &[below, "other hard-link names of a watched file", remote],
+            (Kind::Fanotify, "overlay") => &[below],
+            (Kind::Fanotify, "ext4" | "xfs" | "btrfs" | "tmpfs" | "zfs" | "exfat" | "vfat" | "f2fs") => &[],
+            // One that other machines may use, too.
+            (Kind::Fanotify, _) => &[remote],
+        };
+        all.iter().chain(more).map(|s| (*s).to_owned()).collect()
     }
 }
 
@@ -147,10 +152,10 @@ pub trait EventSource: Send {
         None
     }
 
-    /// What was translated last is done with; `counted` if the journal holds its mark. True if some of what was read
-    /// is still to be translated.
-    fn finish(&mut self, _counted: bool) -> bool {
-        false
+    /// What was translated last is done with; `counted` if the journal holds its mark. So many bytes of what was read
+    /// are still to be translated.
+    fn finish(&mut self, _counted: bool) -> usize {
+        0
     }
 
     /// The gap rows of all roots are committed: from here on the stream is complete.

@@ -57,10 +57,12 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// `tracker run`: until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<Exit, RunError> {
     let (reports, inbox) = unbounded();
+    // CPU time counts from here on, too.
+    let begun = (SystemClock.wall_ns(), SystemClock.boot_ns());
     let started = start::start(config, &reports)?;
     start::watch_signals(&reports)?;
     start::watch_mounts(&reports);
-    let mut daemon = Daemon::new(started, inbox)?;
+    let mut daemon = Daemon::new(started, inbox, begun)?;
     let stopped = daemon.serve();
     daemon.stop(stopped)
 }
@@ -89,7 +91,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(started: Started, inbox: Receiver<Report>) -> Result<Daemon, RunError> {
+    fn new(started: Started, inbox: Receiver<Report>, begun: (i64, i64)) -> Result<Daemon, RunError> {
         let clock = SystemClock;
         let watchdog = sd_notify::watchdog_enabled().map_or(limits::PROBE_INTERVAL, |t| t / 2);
         let tick = watchdog.min(limits::PROBE_INTERVAL);
@@ -102,8 +104,8 @@ impl Daemon {
             session: started.session,
             boot_id: started.boot_id,
             inbox,
-            started_ns: clock.wall_ns(),
-            started_boot_ns: clock.boot_ns(),
+            started_ns: begun.0,
+            started_boot_ns: begun.1,
             probed_boot_ns: clock.boot_ns(),
             clock,
             probes_due: BTreeSet::new(),

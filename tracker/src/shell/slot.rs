@@ -79,8 +79,8 @@ struct Slot {
     stood: Vec<Option<Standing>>,
     /// The roots that the next gap is for; empty for all.
     gaps: Vec<(usize, Cause)>,
-    /// The source holds more than the last commit took.
-    more_to_translate: bool,
+    /// Bytes that the source holds beyond what the last commit took.
+    left_to_translate: usize,
     /// The last batch was let go for a gap, because the disk is full.
     letting_go: bool,
     /// Placed, and the gap that covers the time before is committed.
@@ -133,7 +133,7 @@ impl Slot {
             stood: Vec::new(),
             watching: false,
             gaps: Vec::new(),
-            more_to_translate: false,
+            left_to_translate: 0,
             letting_go: false,
             parts,
             source: None,
@@ -298,10 +298,11 @@ impl Slot {
         }
         self.note(|s| {
             s.filesystem.source = kind.as_str().to_owned();
-            for root in &mut s.roots[..roots] {
+            for (root, tracked) in s.roots[..roots].iter_mut().zip(&self.parts.roots) {
                 root.source = kind.as_str().to_owned();
                 root.source_reason = reason.to_owned();
-                root.blind_spots = kind.blind_spots();
+                let fs = tracked.expected.as_ref().map_or("", |identity| &identity.fs);
+                root.blind_spots = kind.blind_spots(fs);
             }
         });
         self.source = Some(source);
@@ -312,6 +313,7 @@ impl Slot {
     fn end_source(&mut self) {
         self.watching = false;
         self.stood.clear();
+        self.count_buffered(0);
         let buffer = self.source.take().and_then(|mut source| source.take_buffer());
         self.parts.keep.give_back(buffer);
     }

@@ -136,18 +136,38 @@ pub(super) fn start(config: Config, reports: &Sender<Report>) -> Result<Started,
         _ => {}
     }
     let common = Common { heads: Arc::default(), bound: Arc::new(Bound::new(&config)), room };
+    let names: Vec<String> = tracked.iter().map(filesystem_name).collect();
     let (slots, left_over) = spawn_slots(&config, tracked, before, stored, &boot_id, &common, reports)?;
     for name in left_over {
         let text = format!("{name} is of no filesystem of the configuration, and is kept no more");
         tracing::info!("{text}");
         journal.add_history(now, "start", None, &text).map_err(RunError::Journal)?;
     }
+    forget_filesystems(&mut journal, &config, &names).map_err(RunError::Journal)?;
     let door = Door::of(&config.state_dir)
         .map_err(|source| RunError::Directory { path: config.state_dir.clone(), source })?;
     let server = Server::new(&config, rows_by_name(rows), journal, common, door, lock);
     let socket = config.control_path();
     let server = server.listen(&slots).map_err(|source| RunError::Socket { path: socket, source })?;
     Ok(Started { config, slots, server, session, boot_id })
+}
+
+/// What was known of filesystems without a root is of no use: nothing of their groups is kept any more either, so that
+/// one that comes back begins with a gap. A root whose identity nobody wrote down may belong to one of them.
+fn forget_filesystems(journal: &mut Journal, config: &Config, names: &[String]) -> Result<(), DatabaseError> {
+    if config.roots.iter().any(|root| root.identity.is_none()) {
+        return Ok(());
+    }
+    for fs in journal.forget_filesystems(|fs| is_of(names, fs))? {
+        tracing::info!("{fs} has no root any more, and what was known of it is forgotten");
+    }
+    Ok(())
+}
+
+/// Whether a key of the journal is one that a filesystem of these names can have.
+fn is_of(names: &[String], fs_key: &str) -> bool {
+    let rest = |name: &String| fs_key.strip_prefix(name.as_str());
+    names.iter().filter_map(rest).any(|rest| rest.is_empty() || rest.starts_with(TWIN))
 }
 
 fn make_room(state_dir: &Path) -> Result<Arc<Room>, RunError> {
@@ -250,6 +270,9 @@ fn before_this(before: Option<&Session>, boot_id: &str) -> (&'static str, Cause)
     }
 }
 
+/// Before the number of a filesystem that has the name of another.
+const TWIN: &str = " #";
+
 /// One thread for each filesystem; a root that is not there yet gets one of its own. Returns also the names of what
 /// was kept for none of them.
 fn spawn_slots(
@@ -272,7 +295,7 @@ fn spawn_slots(
         let name = filesystem_name(&roots[0]);
         // Clones have one UUID, and so have two roots of one disk that is not there.
         let twins = all.iter().filter(|other| other.name == name).count();
-        let fs_key = if twins == 0 { name.clone() } else { format!("{name} #{}", twins + 1) };
+        let fs_key = if twins == 0 { name.clone() } else { format!("{name}{TWIN}{}", twins + 1) };
         let journal = Journal::create_or_open(&config.journal_path()).map_err(RunError::Journal)?;
         all.push(SlotParts {
             number,
@@ -373,5 +396,12 @@ mod tests {
         assert_eq!(told(Some(session("now", false))), ("after the tracker was killed", Cause::Start));
         assert_eq!(told(Some(session("then", true))), ("after a clean reboot", Cause::Boot));
         assert_eq!(told(Some(session("then", false))), ("after a crash of the machine", Cause::Boot));
+    }
+
+    #[test]
+    fn the_twin_of_a_configured_filesystem_is_one_of_them() {
+        let names = ["ext4 a".to_owned(), "tmpfs at /t".to_owned()];
+        assert!(["ext4 a", "ext4 a #2", "tmpfs at /t"].iter().all(|fs| is_of(&names, fs)));
+        assert!(["ext4 ab", "ext4", "tmpfs at /t/x", ""].iter().all(|fs| !is_of(&names, fs)));
     }
 }

@@ -312,7 +312,8 @@ impl World {
     pub fn claim_in(&self, state: &Path) {
         use shared::journal::{CatalogFacts, Journal};
         let mut journal = Journal::open(&state.join("journal.db")).unwrap();
-        let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0 };
+        let facts =
+            CatalogFacts { catalog_id: [1; 16], journal_id: Some(journal.id()), acked: 0, revision: 0 };
         journal.attach_leg("test", &facts, &[], 0).unwrap();
         journal.claim("test").unwrap();
     }

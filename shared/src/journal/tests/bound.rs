@@ -79,7 +79,8 @@ fn a_run_in_progress_goes_on_and_its_ack_loses_nothing() {
     assert_eq!(w.journal.read(first[9].seq, head, 10).unwrap(), [], "the rest of its rows went meanwhile");
     w.journal.ack("night", head, &[owed(w.root, "d0/f0", head, 0)], 0).unwrap();
     assert!((0..20).all(|n| w.owes("night", &format!("d{}/f{n}", n % 3))));
-    let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked: head };
+    let facts =
+        CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked: head, revision: 1 };
     let roots = [LegRootFacts { id: w.root, attended: Some(head) }];
     assert_eq!(w.journal.attach_leg("night", &facts, &roots, 0).unwrap().full_pass, None);
 }

@@ -32,6 +32,8 @@ enum Plant {
     SettledUnseen,
     /// A new row takes the place of one that a leg has claimed and not acked.
     ReplacedWhileClaimed,
+    /// The journal does not note what the catalog counts.
+    CatalogUncounted,
 }
 
 /// How many changes a path has had.
@@ -45,15 +47,23 @@ enum Doing {
     Due { rows: Vec<Deferred>, looked: usize, owed: Vec<usize> },
 }
 
+/// Which versions were looked at, how many changes of that there were, the copy of the cursor, and that of the root.
+#[derive(Clone, Copy, Default)]
+struct CatalogModel {
+    seen: Versions,
+    revision: u64,
+    acked: u64,
+    attended: Option<u64>,
+}
+
 struct LegModel {
     name: &'static str,
     configured: bool,
     /// Configured at each moment since it was attached last.
     steady: bool,
-    /// The catalog: which version was looked at, the copy of the cursor, and that of the root.
-    seen: Versions,
-    acked: u64,
-    attended: Option<u64>,
+    catalog: CatalogModel,
+    /// A copy of the catalog that somebody made.
+    copy: CatalogModel,
     doing: Doing,
 }
 
@@ -89,9 +99,8 @@ impl Model {
             name,
             configured: true,
             steady: false,
-            seen: [0; PATHS.len()],
-            acked: 0,
-            attended: None,
+            catalog: CatalogModel::default(),
+            copy: CatalogModel::default(),
             doing: Doing::Nothing,
         };
         // In memory where there is such a filesystem: thousands of transactions wait for no disk.
@@ -124,7 +133,8 @@ impl Model {
             0..25 => self.change(writer),
             25..43 => self.commit(writer),
             43..46 => self.fail_to_commit(writer),
-            46..86 => (0..4).try_for_each(|_| if self.below(4) > 0 { self.go_on(leg) } else { Ok(()) })?,
+            46..84 => (0..4).try_for_each(|_| if self.below(4) > 0 { self.go_on(leg) } else { Ok(()) })?,
+            84..86 => self.copy_or_restore(leg),
             86..88 => self.legs[leg].doing = Doing::Nothing,
             88..90 => {
                 let legs = self.configured();
@@ -142,7 +152,7 @@ impl Model {
             }
             // A new session remembers nothing.
             97 => self.writers[writer].set = Coalesce::default(),
-            _ => self.commit(writer),
+            _ => self.copy_or_restore(leg),
         }
         self.check()
     }
@@ -213,6 +223,17 @@ impl Model {
         }
     }
 
+    fn copy_or_restore(&mut self, leg: usize) {
+        let restore = self.below(2) == 0;
+        let model = &mut self.legs[leg];
+        if !restore {
+            model.copy = model.catalog;
+        } else if model.copy.attended.is_some() {
+            model.catalog = model.copy;
+            (model.doing, model.steady) = (Doing::Nothing, false);
+        }
+    }
+
     /// The leg does the next thing of its run.
     fn go_on(&mut self, leg: usize) -> Result<(), String> {
         match std::mem::replace(&mut self.legs[leg].doing, Doing::Nothing) {
@@ -245,16 +266,20 @@ impl Model {
     }
 
     fn begin(&mut self, leg: usize) -> Result<(), String> {
-        let LegModel { name, acked, attended, steady, .. } = self.legs[leg];
+        let LegModel { name, catalog: CatalogModel { acked, attended, revision, .. }, steady, .. } =
+            self.legs[leg];
         let journal = &mut self.world.journal;
-        let facts = CatalogFacts { catalog_id: [leg as u8; 16], journal_id: Some(journal.id()), acked };
+        let (catalog_id, journal_id) = ([leg as u8; 16], Some(journal.id()));
+        let facts = CatalogFacts { catalog_id, journal_id, acked, revision };
         let roots = [LegRootFacts { id: self.world.root, attended }];
         let attached = journal.attach_leg(name, &facts, &roots, 0).unwrap();
         if let (true, Some(reason)) = (steady, attached.full_pass) {
             return Err(format!("{name} was there all the time, and gets a full pass: {reason}"));
         }
         let model = &mut self.legs[leg];
-        (model.acked, model.attended) = (attached.leg.acked, Some(attached.leg.acked));
+        let catalog = &mut model.catalog;
+        (catalog.acked, catalog.attended) = (attached.leg.acked, Some(attached.leg.acked));
+        catalog.revision = catalog.revision.max(attached.leg.revision);
         model.steady = model.configured;
         let after = attached.leg.cursor();
         if self.plant == Plant::LookThenClaim {
@@ -282,7 +307,9 @@ impl Model {
         let of: Vec<usize> = (0..PATHS.len()).filter(|of| covers(scope, path, *of)).collect();
         let busy = (self.below(8) == 0).then(|| of.first().copied()).flatten();
         for of in of.into_iter().filter(|of| Some(*of) != busy) {
-            self.legs[leg].seen[of] = self.now[of];
+            let catalog = &mut self.legs[leg].catalog;
+            catalog.revision += u64::from(catalog.seen[of] < self.now[of]);
+            catalog.seen[of] = self.now[of];
         }
         busy
     }
@@ -295,8 +322,9 @@ impl Model {
 
     fn ack(&mut self, leg: usize, head: u64, committed: &Versions, busy: Vec<usize>) -> Result<(), String> {
         let owed = self.owed(busy, head);
+        self.expect_revision(leg);
         let model = &mut self.legs[leg];
-        (model.acked, model.attended) = (head, Some(head));
+        (model.catalog.acked, model.catalog.attended) = (head, Some(head));
         self.world.journal.ack(model.name, head, &owed, 0).unwrap();
         let rows = self.world.journal.deferred_due(LEGS[leg], self.world.root, 0, 100).unwrap();
         self.legs[leg].doing = Doing::Due { rows, looked: 0, owed: Vec::new() };
@@ -305,14 +333,22 @@ impl Model {
         let deferred = self.world.journal.deferred(LEGS[leg], 1_000).unwrap();
         for of in (0..PATHS.len()).filter(|_| row.is_some_and(|cursor| cursor >= floor)) {
             let owed = deferred.iter().any(|d| covers(d.key.scope, &d.key.path, of));
-            if self.legs[leg].seen[of] < committed[of] && !owed {
+            if self.legs[leg].catalog.seen[of] < committed[of] && !owed {
                 return Err(format!("{}: a run is done without {}", LEGS[leg], PATHS[of]));
             }
         }
         Ok(())
     }
 
+    fn expect_revision(&mut self, leg: usize) {
+        if self.plant != Plant::CatalogUncounted {
+            let revision = self.legs[leg].catalog.revision;
+            self.world.journal.expect_revision(LEGS[leg], revision).unwrap();
+        }
+    }
+
     fn settle(&mut self, leg: usize, rows: &[Deferred], busy: Vec<usize>) {
+        self.expect_revision(leg);
         let seq = rows.iter().map(|r| r.seq).max().unwrap_or(0);
         let owed = self.owed(busy, seq);
         let again: Vec<DeferredKey> = owed.iter().map(NewDeferred::key).collect();
@@ -339,12 +375,14 @@ impl Model {
     fn check(&self) -> Result<(), String> {
         for (leg, model) in self.legs.iter().enumerate() {
             let (Some(cursor), floor) = self.row_and_floor(leg) else { continue };
-            if cursor < floor {
+            let known = self.world.journal.leg(model.name).unwrap().unwrap();
+            let is_older = model.catalog.acked < known.acked || model.catalog.revision < known.revision;
+            if cursor < floor || is_older {
                 continue; // its next run is a full pass
             }
             let rows = self.world.journal.read(cursor, u64::MAX >> 1, 1_000).unwrap();
             let deferred = self.world.journal.deferred(model.name, 1_000).unwrap();
-            for of in (0..PATHS.len()).filter(|of| model.seen[*of] < self.now[*of]) {
+            for of in (0..PATHS.len()).filter(|of| model.catalog.seen[*of] < self.now[*of]) {
                 let queued =
                     self.writers.iter().any(|w| w.queue.iter().any(|c| covers(c.scope, &c.path, of)));
                 let entry = rows.iter().any(|e| covers(e.scope, &e.path, of));
@@ -405,6 +443,7 @@ fn each_known_mistake_is_found() {
         Plant::CollapseForgotten,
         Plant::SettledUnseen,
         Plant::ReplacedWhileClaimed,
+        Plant::CatalogUncounted,
     ] {
         let found = (0..SEEDS).find_map(|seed| run(seed, plant).0.err());
         println!("{plant:?}: {}", found.unwrap_or_else(|| panic!("{plant:?} was not found in {SEEDS} runs")));

@@ -247,7 +247,12 @@ mod tests {
         }
 
         fn run_of(&mut self, leg: &str) {
-            let facts = CatalogFacts { catalog_id: [1; 16], journal_id: Some(self.journal.id()), acked: 0 };
+            let facts = CatalogFacts {
+                catalog_id: [1; 16],
+                journal_id: Some(self.journal.id()),
+                acked: 0,
+                revision: 0,
+            };
             let attended = |id: &RootId| LegRootFacts { id: *id, attended: Some(u64::MAX) };
             let roots: Vec<LegRootFacts> = self.roots.iter().map(attended).collect();
             self.journal.attach_leg(leg, &facts, &roots, 150).unwrap();

@@ -345,7 +345,7 @@ pub(in crate::commands) mod tests {
             state_reason: "it cannot be listed: Input/output error (os error 5), and that is said at some length".into(),
             source: "inotify".into(),
             source_reason: "fanotify needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH (EPERM)".into(),
-            blind_spots: crate::intake::Kind::Inotify.blind_spots(),
+            blind_spots: crate::intake::Kind::Inotify.blind_spots("ext4"),
         });
         let many = 12_345_678_901;
         let mut fs = FilesystemStatus {

@@ -97,7 +97,7 @@ impl Scene {
         let mut batch = Batch::default();
         batch.linked = linked;
         self.source.translate(&mut batch, 0, 0);
-        assert!(!self.source.finish(true), "all of it was one batch");
+        assert_eq!(self.source.finish(true), 0, "all of it was one batch");
         let commit = batch.into_commit("fs", Turn::default());
         let shown = |c: shared::journal::Change| {
             (String::from_utf8(c.path.as_bytes().to_vec()).unwrap(), c.scope, c.cause)

@@ -58,6 +58,7 @@ impl Slot {
         text += if gap.is_some() { "" } else { ", no gap" };
         self.say_how_it_began(&text);
         self.begin_source(Box::new(source), seen.len(), "");
+        self.count_buffered(recovered.bytes);
         self.store_states(&seen, false);
         if gap.is_none() {
             self.complete();

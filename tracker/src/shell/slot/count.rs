@@ -3,7 +3,7 @@
 use shared::clock::Clock as _;
 use shared::journal::Appended;
 use shared::limits;
-use shared::status::Queue;
+use shared::status::{Buffer, Queue};
 
 use super::Slot;
 use crate::batch::Batch;
@@ -16,12 +16,16 @@ impl Slot {
         fs.events_read += taken.events;
         fs.bytes_read += taken.bytes as u64;
         fs.rates.add(taken.events, now_ns);
-        fs.buffer.bytes += taken.bytes as u64;
-        fs.buffer.bytes_max = limits::INTAKE_BATCH_BYTES as u64;
-        fs.buffer.bytes_peak = fs.buffer.bytes_peak.max(fs.buffer.bytes);
+        fs.buffer = buffered(fs.buffer, fs.buffer.bytes + taken.bytes as u64);
     }
 
-    /// Before the batch is committed: nothing of it is in the buffer any more.
+    /// So much was read and is not committed.
+    pub(super) fn count_buffered(&self, bytes: usize) {
+        let buffer = &mut self.shared.lock().filesystem.buffer;
+        *buffer = buffered(*buffer, bytes as u64);
+    }
+
+    /// Before the batch is committed.
     pub(super) fn count_batch(&self, batch: &Batch, doubts: u64, now_ns: i64) {
         let mut meter = self.shared.meter();
         meter.changes(now_ns, batch.changes());
@@ -30,7 +34,6 @@ impl Slot {
         let cached = self.source.as_ref().map_or(0, |s| s.cached_dirs());
         let mut status = self.shared.lock();
         let fs = &mut status.filesystem;
-        fs.buffer.bytes = 0;
         fs.kinds.add(&batch.kinds);
         fs.merged += batch.merged;
         fs.dropped += batch.dropped;
@@ -61,4 +64,9 @@ impl Slot {
         self.shared.lock().filesystem.queue = queue;
         events
     }
+}
+
+fn buffered(before: Buffer, bytes: u64) -> Buffer {
+    let bytes_peak = before.bytes_peak.max(bytes);
+    Buffer { bytes, bytes_max: limits::INTAKE_BATCH_BYTES as u64, bytes_peak }
 }

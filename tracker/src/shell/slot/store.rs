@@ -158,16 +158,21 @@ impl Slot {
     }
 
     pub(super) fn committed(&mut self, commit: Commit) -> Event {
-        match self.store(commit) {
-            true if self.more_to_translate => Event::CommittedPart,
-            true => Event::Committed,
-            false => Event::NotCommitted,
+        let is_news = !batch::is_empty(&commit);
+        if !self.store(commit) {
+            return Event::NotCommitted;
         }
+        self.count_buffered(self.left_to_translate);
+        // The commit was told before. What is not ours makes no status: its writing could be such an event.
+        if is_news {
+            self.note(|_| {});
+        }
+        if self.left_to_translate > 0 { Event::CommittedPart } else { Event::Committed }
     }
 
     /// Tells the source that what it translated is done with.
     fn finish(&mut self, counted: bool) {
-        self.more_to_translate = self.source.as_mut().is_some_and(|source| source.finish(counted));
+        self.left_to_translate = self.source.as_mut().map_or(0, |source| source.finish(counted));
     }
 
     /// Commits, or keeps it for the next try.

@@ -16,6 +16,8 @@ use crate::roots::tests::root;
 struct Played {
     fd: OwnedFd,
     reads: VecDeque<io::Result<Option<Taken>>>,
+    /// What is left after each commit.
+    left: VecDeque<usize>,
 }
 
 impl EventSource for Played {
@@ -40,6 +42,10 @@ impl EventSource for Played {
     }
 
     fn translate(&mut self, _batch: &mut Batch, _read: u64, _now_ns: i64) {}
+
+    fn finish(&mut self, _counted: bool) -> usize {
+        self.left.pop_front().unwrap_or(0)
+    }
 
     fn check(&mut self) -> Checked {
         Checked { intact: true, roots: Vec::new() }
@@ -99,7 +105,8 @@ impl World {
     }
 
     fn play(&mut self, reads: Vec<io::Result<Option<Taken>>>) {
-        self.slot.source = Some(Box::new(Played { fd: eventfd(), reads: reads.into() }));
+        self.slot.source =
+            Some(Box::new(Played { fd: eventfd(), reads: reads.into(), left: [40, 0].into() }));
     }
 }
 
@@ -144,4 +151,23 @@ fn flushes_that_nobody_waits_for_any_more_do_not_pile_up_while_a_disk_hangs() {
         assert!(world.slot.flushes.len() <= limits::WAITING_MAX);
         assert_eq!(cut_off.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected), "told at once");
     }
+}
+
+#[test]
+fn what_was_read_counts_as_buffered_until_its_own_part_is_committed() {
+    let mut world = world();
+    let taken = |bytes| Ok(Some(Taken { events: 1, bytes, drained: true }));
+    world.play(vec![taken(100), taken(50), taken(7)]);
+    let buffered = |world: &World| world.slot.shared.status().filesystem.buffer.bytes;
+    world.slot.read();
+    world.slot.read();
+    assert_eq!(buffered(&world), 150);
+    assert_eq!(world.slot.commit(2), Event::CommittedPart);
+    assert_eq!(buffered(&world), 40, "the other part waits");
+    assert_eq!(world.slot.commit(2), Event::Committed);
+    assert_eq!(buffered(&world), 0);
+    world.slot.read();
+    world.slot.end_source();
+    let buffer = world.slot.shared.status().filesystem.buffer;
+    assert_eq!((buffer.bytes, buffer.bytes_peak), (0, 150), "a gap stands for it");
 }
