@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use b2_emulator::calls::Call;
 use shared::clock::{Clock, SystemClock};
-use shared::entry::Scope;
+use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::{Class, Journal};
 use shared::limits;
@@ -123,6 +123,37 @@ fn what_is_owed_is_left_in_time_for_new_changes_and_lists_the_destination_once()
     assert_eq!(report.files_sent, files as u64 + 1, "{}", report.text());
     // A page holds 1,000 objects; the bucket was empty.
     assert_eq!(b.b2.counters().calls(Call::ListFileNames), 1);
+}
+
+#[test]
+fn what_is_owed_by_handle_stays_owed_when_the_time_for_it_is_over() {
+    let mut world = world();
+    let top = world.source();
+    fs::write(top.join("f"), "old").unwrap();
+    world.run("copy");
+    fs::write(top.join("f"), "changed through a name that nobody saw").unwrap();
+    world.saw_by_handle("f", Mask::MODIFY);
+    world.collapse("copy");
+    // Newer, and more than one batch.
+    plant(&top.join("d"), limits::BATCH_PATHS + 500);
+    world.saw("d", Scope::Subtree, MADE);
+    world.collapse("copy");
+    let (journal, seen) = (world.config.journal_path(), Arc::new(AtomicBool::new(false)));
+    let looked = seen.clone();
+    let report = world.run_as("copy", |parts| {
+        parts.clock = Arc::new(Hasty(AtomicI64::new(0)));
+        parts.tracker = Box::new(PlayedTracker::at_flush(move |round| {
+            let owed = Journal::open(&journal).unwrap().deferred("copy", 10).unwrap();
+            if round == 2 {
+                let scopes: Vec<Scope> = owed.iter().map(|d| d.key.scope).collect();
+                assert_eq!(scopes, [Scope::Handle, Scope::Subtree], "{owed:?}");
+                looked.store(true, Ordering::Relaxed);
+            }
+        }));
+    });
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    assert!(seen.load(Ordering::Relaxed));
+    same(&world);
 }
 
 #[test]

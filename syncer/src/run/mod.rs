@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
     /// The row that says what is owed, with the wait that follows from the attempts so far.
     fn deferral(&self, owed: &Owed) -> NewDeferred {
         let root = self.roots[owed.root].id;
-        let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope };
+        let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope, handle: None };
         let before = self.due.get(&key);
         let now = self.parts.clock.wall_ns();
         let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
@@ -370,6 +370,7 @@ impl<'a> Run<'a> {
             root,
             path: owed.path.clone(),
             scope: owed.scope,
+            handle: None,
             seq: before.map_or(owed.seq, |d| d.seq.max(owed.seq)),
             mask: owed.mask,
             since_ns: before.map_or(now, |d| d.since_ns),
