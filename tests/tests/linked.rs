@@ -166,7 +166,7 @@ path = "{base}/only-b"
     /// How many files are published for a root.
     fn published(&self, root: &str) -> usize {
         let mut files = BTreeSet::new();
-        self.journal().linked(&[self.root(root)], |file| _ = files.insert(file.clone())).unwrap();
+        self.journal().linked(&[self.root(root)], |_, file| files.extend(file.cloned())).unwrap();
         files.len()
     }
 }
