@@ -4,6 +4,7 @@
 //! The order matters. The catalog has the file as it was read; then it is published; then it is looked at once more.
 //! What is written before that look shows in it, and what is written later is told.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::entry::{Handle, Mask, Scope};
@@ -21,9 +22,18 @@ use crate::tree::{Kind, Look};
 pub struct LinkedFiles(BTreeMap<(usize, Handle), Option<u64>>);
 
 impl LinkedFiles {
-    pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) {
-        let known = self.0.entry((root, handle)).or_default();
-        *known = (*known).max(links);
+    /// True the first time.
+    pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) -> bool {
+        match self.0.entry((root, handle)) {
+            Entry::Vacant(free) => {
+                free.insert(links);
+                true
+            }
+            Entry::Occupied(mut known) => {
+                known.insert(links.max(*known.get()));
+                false
+            }
+        }
     }
 }
 
@@ -195,11 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_link_count_that_was_seen_counts() {
+    fn a_file_is_new_once_and_the_highest_link_count_that_was_seen_counts() {
         let handle = Handle { kind: 1, bytes: vec![1] };
         let mut files = LinkedFiles::default();
-        files.add(0, handle.clone(), Some(2));
-        files.add(0, handle.clone(), None);
+        assert!(files.add(0, handle.clone(), Some(2)));
+        assert!(!files.add(0, handle.clone(), None));
         assert_eq!(files.0[&(0, handle)], Some(2));
     }
 }
