@@ -37,6 +37,13 @@ impl LinkedFiles {
     }
 }
 
+/// Roots of which files with other names were seen since they were counted, and when each root was.
+#[derive(Default)]
+pub(super) struct Recount {
+    seen: BTreeSet<usize>,
+    counted_ns: BTreeMap<usize, i64>,
+}
+
 /// What is to be said of one file in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Say {
@@ -81,7 +88,7 @@ impl Run<'_> {
             for handle in news {
                 self.look_once_more(root, &handle)?;
             }
-            self.linked_roots.insert(root);
+            self.recount.seen.insert(root);
         }
         Ok(())
     }
@@ -130,11 +137,17 @@ impl Run<'_> {
     /// Where there were too many for the journal, and by now there may not be.
     pub(super) fn recount_linked(&mut self) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
-        for root in std::mem::take(&mut self.linked_roots) {
+        for root in std::mem::take(&mut self.recount.seen) {
             let (id, Some(ground)) = (self.roots[root].id, &self.grounds[root]) else { continue };
             if !self.parts.journal.has_too_many_linked(&leg, id)? {
                 continue;
             }
+            let counted_ns = self.recount.counted_ns.get(&root).copied();
+            if self.was_done_of_late(counted_ns, limits::LINKED_COUNT_INTERVAL) {
+                self.recount.seen.insert(root);
+                continue;
+            }
+            self.recount.counted_ns.insert(root, self.parts.clock.boot_ns());
             let mut wanted = BTreeSet::new();
             let mut last: Option<(Handle, u64, u64)> = None;
             let mut close = |file: Option<(Handle, u64, u64)>| {
