@@ -182,3 +182,22 @@ fn lists_of_names_beside_events_of_what_is_new_in_them_leave_nothing_out() {
     assert_eq!(report.exit, Exit::Ok, "{}", report.text());
     same(&world);
 }
+
+#[test]
+fn a_directory_that_a_torn_list_of_names_lacks_is_compared_with_all_below_it() {
+    let mut world = world();
+    let top = world.source();
+    fs::create_dir_all(top.join("d/sub/kept")).unwrap();
+    for name in ["d/sub/changed", "d/sub/gone", "d/sub/kept/same", "d/suburb"] {
+        fs::write(top.join(name), "old").unwrap();
+    }
+    world.run("copy");
+    fs::write(top.join("d/sub/changed"), "changed").unwrap();
+    fs::remove_file(top.join("d/sub/gone")).unwrap();
+    fs::create_dir(top.join("d/sub/new")).unwrap();
+    fs::write(top.join("d/sub/new/file"), "nobody told of it").unwrap();
+    world.saw_gap();
+    let report = world.run_as("copy", |parts| Bent { unlisted: Some("d/sub"), ..Bent::ahead() }.over(parts));
+    assert_eq!((report.exit, report.deferred, report.removed), (Exit::Ok, 0, 1), "{}", report.text());
+    same(&world);
+}
