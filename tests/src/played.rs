@@ -67,6 +67,8 @@ pub struct Bent {
     pub ahead: Duration,
     /// Nothing can be said of this path.
     pub unknown: Option<&'static str>,
+    /// The list of names that this path is in lacks it.
+    pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
     pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Called after a file was read and found unchanged.
@@ -92,12 +94,6 @@ impl Bent {
 struct BentTree {
     real: Arc<dyn Tree>,
     bent: Bent,
-}
-
-impl BentTree {
-    fn is_unknown(&self, path: &[u8]) -> bool {
-        self.bent.unknown.is_some_and(|unknown| unknown.as_bytes() == path)
-    }
 }
 
 struct BentFile {
@@ -133,7 +129,7 @@ fn io_error() -> io::Error {
 
 impl Tree for BentTree {
     fn look(&self, path: &RelPath) -> Look {
-        if self.is_unknown(path.as_bytes()) {
+        if is(self.bent.unknown, path) {
             return Look::Unknown(io_error().to_string());
         }
         self.real.look(path)
@@ -141,7 +137,7 @@ impl Tree for BentTree {
 
     fn dir(&self, path: &RelPath) -> Result<Arc<dyn Dir>, TreeError> {
         let real = self.real.dir(path)?;
-        Ok(Arc::new(BentDir { real, path: path.clone(), unknown: self.bent.unknown }))
+        Ok(Arc::new(BentDir { real, path: path.clone(), bent: self.bent.clone() }))
     }
 
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError> {
@@ -184,17 +180,25 @@ impl Tree for BentTree {
 struct BentDir {
     real: Arc<dyn Dir>,
     path: RelPath,
-    unknown: Option<&'static str>,
+    bent: Bent,
+}
+
+fn is(bent: Option<&str>, path: &RelPath) -> bool {
+    bent.is_some_and(|bent| bent.as_bytes() == path.as_bytes())
 }
 
 impl Dir for BentDir {
     fn names(&self, each: &mut dyn FnMut(&CStr, Option<bool>)) -> io::Result<()> {
-        self.real.names(each)
+        self.real.names(&mut |name, is_dir| {
+            if !is(self.bent.unlisted, &self.path.child(name.to_bytes()).unwrap()) {
+                each(name, is_dir);
+            }
+        })
     }
 
     fn stat(&self, name: &CStr) -> io::Result<Stat> {
         let path = self.path.child(name.to_bytes()).unwrap();
-        if self.unknown.is_some_and(|unknown| unknown.as_bytes() == path.as_bytes()) {
+        if is(self.bent.unknown, &path) {
             return Err(io_error());
         }
         self.real.stat(name)
@@ -202,6 +206,6 @@ impl Dir for BentDir {
 
     fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>> {
         let path = self.path.child(name.to_bytes()).unwrap();
-        Ok(Arc::new(BentDir { real: self.real.dir(name)?, path, unknown: self.unknown }))
+        Ok(Arc::new(BentDir { real: self.real.dir(name)?, path, bent: self.bent.clone() }))
     }
 }

@@ -96,6 +96,12 @@ impl World {
         commit(&mut self.journal, Change::gap(self.root, Cause::Start));
     }
 
+    /// The tracker finds the journal full: what a leg has not read is owed.
+    pub fn collapse(&mut self, leg: &str) {
+        let done = self.journal.bound(&[leg.to_owned()], 0, SystemClock.wall_ns()).unwrap();
+        assert_eq!(done.collapses, 1);
+    }
+
     /// The catalog of a leg is lost.
     pub fn lose_catalog(&self, leg: &str) {
         self.lose(&format!("catalog-{leg}.db"));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use b2_emulator::calls::Call;
 use shared::clock::{Clock, SystemClock};
-use shared::entry::Scope;
+use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::{Class, Journal};
 use shared::limits;
@@ -126,6 +126,37 @@ fn what_is_owed_is_left_in_time_for_new_changes_and_lists_the_destination_once()
 }
 
 #[test]
+fn what_is_owed_by_handle_stays_owed_when_the_time_for_it_is_over() {
+    let mut world = world();
+    let top = world.source();
+    fs::write(top.join("f"), "old").unwrap();
+    world.run("copy");
+    fs::write(top.join("f"), "changed through a name that nobody saw").unwrap();
+    world.saw_by_handle("f", Mask::MODIFY);
+    world.collapse("copy");
+    // Newer, and more than one batch.
+    plant(&top.join("d"), limits::BATCH_PATHS + 500);
+    world.saw("d", Scope::Subtree, MADE);
+    world.collapse("copy");
+    let (journal, seen) = (world.config.journal_path(), Arc::new(AtomicBool::new(false)));
+    let looked = seen.clone();
+    let report = world.run_as("copy", |parts| {
+        parts.clock = Arc::new(Hasty(AtomicI64::new(0)));
+        parts.tracker = Box::new(PlayedTracker::at_flush(move |round| {
+            let owed = Journal::open(&journal).unwrap().deferred("copy", 10).unwrap();
+            if round == 2 {
+                let scopes: Vec<Scope> = owed.iter().map(|d| d.key.scope).collect();
+                assert_eq!(scopes, [Scope::Handle, Scope::Subtree], "{owed:?}");
+                looked.store(true, Ordering::Relaxed);
+            }
+        }));
+    });
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    assert!(seen.load(Ordering::Relaxed));
+    same(&world);
+}
+
+#[test]
 fn lists_of_names_beside_events_of_what_is_new_in_them_leave_nothing_out() {
     let mut world = world();
     let top = world.source();
@@ -149,5 +180,24 @@ fn lists_of_names_beside_events_of_what_is_new_in_them_leave_nothing_out() {
     }
     let report = world.run_as("copy", |parts| parts.wish.allow_deletes = Some(20));
     assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn a_directory_that_a_torn_list_of_names_lacks_is_compared_with_all_below_it() {
+    let mut world = world();
+    let top = world.source();
+    fs::create_dir_all(top.join("d/sub/kept")).unwrap();
+    for name in ["d/sub/changed", "d/sub/gone", "d/sub/kept/same", "d/suburb"] {
+        fs::write(top.join(name), "old").unwrap();
+    }
+    world.run("copy");
+    fs::write(top.join("d/sub/changed"), "changed").unwrap();
+    fs::remove_file(top.join("d/sub/gone")).unwrap();
+    fs::create_dir(top.join("d/sub/new")).unwrap();
+    fs::write(top.join("d/sub/new/file"), "nobody told of it").unwrap();
+    world.saw_gap();
+    let report = world.run_as("copy", |parts| Bent { unlisted: Some("d/sub"), ..Bent::ahead() }.over(parts));
+    assert_eq!((report.exit, report.deferred, report.removed), (Exit::Ok, 0, 1), "{}", report.text());
     same(&world);
 }

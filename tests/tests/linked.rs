@@ -18,9 +18,11 @@ use syncer::live;
 use syncer::report::Report;
 use syncer::run::{Parts, Run};
 use tempfile::TempDir;
+use tests::dir_leg::mirrored;
 use tests::mount::{KINDS, LoopFs, available};
 use tests::played::Bent;
 use tests::programs::{Daemon, call, text};
+use tests::world::{WRITTEN, note};
 
 /// A disk with the roots `a` (of which `*.tmp` is left out) and `b`, a directory outside both, a leg on both roots
 /// and one on `b` alone, and a tracker.
@@ -166,7 +168,7 @@ path = "{base}/only-b"
     /// How many files are published for a root.
     fn published(&self, root: &str) -> usize {
         let mut files = BTreeSet::new();
-        self.journal().linked(&[self.root(root)], |file| _ = files.insert(file.clone())).unwrap();
+        self.journal().linked(&[self.root(root)], |_, file| files.extend(file.cloned())).unwrap();
         files.len()
     }
 }
@@ -178,6 +180,12 @@ fn flush(config: &Path) {
 
 fn put(top: &Path, name: &str, content: &str) {
     fs::write(top.join(name), content).unwrap();
+}
+
+/// More files than a leg can publish.
+fn too_many() -> BTreeSet<Handle> {
+    let handle = |n: u64| Handle { kind: 1, bytes: n.to_le_bytes().to_vec() };
+    (0..=limits::LINKED_FILES_MAX as u64).map(handle).collect()
 }
 
 /// One scene on ext4.
@@ -298,11 +306,8 @@ fn what_is_written_through_a_name_that_is_gone_by_now_arrives() {
 #[test]
 fn beyond_the_bound_every_file_with_more_than_one_name_counts_until_there_is_room() {
     let Some(scene) = scene(|top| put(top, "b/f", "old")) else { return };
-    let many: BTreeSet<Handle> = (0..=limits::LINKED_FILES_MAX as u64)
-        .map(|n| Handle { kind: 1, bytes: n.to_le_bytes().to_vec() })
-        .collect();
     let (mut journal, root) = (scene.journal(), scene.root("b"));
-    journal.publish_linked("only-b", root, &many, &BTreeSet::new()).unwrap();
+    journal.publish_linked("only-b", root, &too_many(), &BTreeSet::new()).unwrap();
     assert!(journal.has_too_many_linked("only-b", root).unwrap());
     scene.link("b/f", "outside/g");
     scene.write("outside/g", "new");
@@ -317,6 +322,32 @@ fn beyond_the_bound_every_file_with_more_than_one_name_counts_until_there_is_roo
     assert_eq!(scene.mirrored("only-b/f"), "new");
     assert!(!journal.has_too_many_linked("only-b", root).unwrap());
     assert_eq!(scene.published("b"), 1);
+}
+
+#[test]
+fn a_run_that_goes_on_counts_once_in_an_hour_whether_there_is_room_again() {
+    let world = mirrored();
+    let file = world.source().join("a/file");
+    let mut journal = Journal::open(&world.config.journal_path()).unwrap();
+    let leg_has_too_many = |journal: &Journal| journal.has_too_many_linked("copy", world.root).unwrap();
+    let mut written = 0;
+    let mut crowd_and_write = |journal: &mut Journal| {
+        journal.publish_linked("copy", world.root, &too_many(), &BTreeSet::new()).unwrap();
+        written += 1;
+        fs::write(&file, "x".repeat(written)).unwrap();
+        note(journal, world.root, "a/file", Scope::SelfOnly, WRITTEN);
+    };
+    let mut counted = Vec::new();
+    world.watch("copy", |report, _| {
+        assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+        counted.push(!leg_has_too_many(&journal));
+        crowd_and_write(&mut journal);
+        counted.len() < 3
+    });
+    assert_eq!(counted, [true, true, false], "before, at first, and within the hour");
+    assert!(leg_has_too_many(&journal));
+    world.run("copy");
+    assert!(!leg_has_too_many(&journal), "another run counts anew");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use shared::journal::{Class, NewDeferred};
 use shared::path::RelPath;
 use tests::dir_leg::{fill, mirrored, same, world, world_with};
 use tests::played::{Bent, PlayedTracker};
+use tests::world::MADE;
 
 #[test]
 fn a_first_run_makes_the_destination_equal_and_a_second_does_nothing() {
@@ -185,6 +186,7 @@ fn what_is_owed_is_done_with_once_it_changed_again_and_the_rest_of_it_waits() {
         root,
         path: RelPath::parse(path.as_bytes()).unwrap(),
         scope: Scope::SelfOnly,
+        handle: None,
         seq: 1,
         mask: Mask::MODIFY,
         since_ns: 0,
@@ -253,4 +255,30 @@ fn an_entry_by_handle_reaches_every_name_and_of_a_file_nobody_knows_none() {
         assert_eq!(copied, "changed through a name that nobody saw", "{name}");
     }
     assert!(!world.path("copy/unknown").exists());
+}
+
+#[test]
+fn a_file_that_is_owed_by_its_handle_is_looked_at_under_every_name_and_nothing_else_is() {
+    let mut world = mirrored();
+    let top = world.source();
+    fs::write(top.join("a/file"), "changed through a name that nobody saw").unwrap();
+    fs::write(top.join("unknown"), "its own entry is still to come").unwrap();
+    world.saw_by_handle("a/file", Mask::MODIFY);
+    world.saw_by_handle("unknown", Mask::MODIFY);
+    world.collapse("copy");
+    assert_eq!(world.journal.deferred_count("copy").unwrap(), 2);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    assert_eq!(report.deferred, 0);
+    for name in ["a/file", "z-other-name"] {
+        let copied = fs::read_to_string(world.path("copy").join(name)).unwrap();
+        assert_eq!(copied, "changed through a name that nobody saw", "{name}");
+    }
+    assert!(!world.path("copy/unknown").exists());
+    // What leads to the name itself brings it, from before the handle was forgotten or later.
+    world.saw("unknown", Scope::SelfOnly, MADE);
+    world.saw_by_handle("unknown", Mask::MODIFY);
+    world.collapse("copy");
+    world.run("copy");
+    same(&world);
 }

@@ -7,22 +7,23 @@ use shared::journal::{self, Journal, RootId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::intake::records::HandleRef;
+use crate::roots::TrackedRoot;
 
 /// What the legs of a filesystem's roots have published.
 #[derive(Debug)]
 pub struct Linked {
     seed: u64,
-    /// By their hash: one taken for another costs a needless entry.
-    files: HashSet<u64>,
-    /// Some leg had more than the journal takes: any file with more than one name counts.
-    too_many: bool,
+    /// By root and hash: one taken for another costs a needless entry.
+    files: HashSet<(RootId, u64)>,
+    /// Roots of which some leg had more than the journal takes: any file with more than one name counts.
+    too_many: HashSet<RootId>,
     /// Which state of the journal this is.
     epoch: Option<u64>,
 }
 
 impl Default for Linked {
     fn default() -> Linked {
-        Linked { seed: journal::random_seed(), files: HashSet::new(), too_many: false, epoch: None }
+        Linked { seed: journal::random_seed(), files: HashSet::new(), too_many: HashSet::new(), epoch: None }
     }
 }
 
@@ -35,9 +36,12 @@ impl Linked {
         if self.epoch == Some(epoch) {
             return Ok(());
         }
-        let mut files = HashSet::new();
-        self.too_many = journal.linked(roots, |file| _ = files.insert(self.hash(file.into())))?;
-        self.files = files;
+        let (mut files, mut too_many) = (HashSet::new(), HashSet::new());
+        journal.linked(roots, |root, file| match file {
+            Some(file) => _ = files.insert((root, self.hash(file.into()))),
+            None => _ = too_many.insert(root),
+        })?;
+        (self.files, self.too_many) = (files, too_many);
         // Read before the rows: at worst they are read again.
         self.epoch = Some(epoch);
         Ok(())
@@ -47,11 +51,25 @@ impl Linked {
         xxh3_64_with_seed(file.bytes, self.seed ^ file.kind as u64)
     }
 
-    pub fn has(&self, file: HandleRef<'_>) -> bool {
-        !self.files.is_empty() && self.files.contains(&self.hash(file))
-    }
-
-    pub fn too_many(&self) -> bool {
-        self.too_many
+    /// The roots among these of which a leg has published the file. Of the others each leg knows none of its names, or
+    /// all of them, which have events of their own. Where too many are published, `has_names` says whether it has more
+    /// than one name.
+    pub fn roots_of<'r, E>(
+        &self,
+        roots: &'r [TrackedRoot],
+        file: HandleRef<'_>,
+        mut has_names: impl FnMut() -> Result<bool, E>,
+    ) -> Result<Vec<&'r TrackedRoot>, E> {
+        if self.files.is_empty() && self.too_many.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hash = self.hash(file);
+        let mut found = Vec::new();
+        for root in roots {
+            if self.files.contains(&(root.id, hash)) || (self.too_many.contains(&root.id) && has_names()?) {
+                found.push(root);
+            }
+        }
+        Ok(found)
     }
 }

@@ -91,7 +91,10 @@ fn what_is_wrong_with_a_journal_is_said() {
         ("UPDATE entry SET root = 77", "unknown root 77"),
         ("UPDATE entry SET path = x'2e2e'", "cannot be read"),
         ("UPDATE leg SET acked = claimed + 1", "the leg test"),
-        ("INSERT INTO deferred VALUES ('test', 1, x'', 1, 999, 0, 0, 0, 0, 0, '')", "newer than the head"),
+        (
+            "INSERT INTO deferred VALUES ('test', 1, x'', x'', 1, 999, 0, 0, 0, 0, 0, '')",
+            "newer than the head",
+        ),
     ] {
         Connection::open(&path).unwrap().execute(sql, []).unwrap();
         let out = world.run(&["journal", "check"]);

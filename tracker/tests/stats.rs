@@ -163,6 +163,7 @@ fn pending_has_what_a_leg_put_off_and_names_that_are_not_utf_8() {
         root: journal.roots().unwrap()[0].id,
         path: RelPath::parse(b"bu\xfesy").unwrap(),
         scope: Scope::SelfOnly,
+        handle: None,
         seq: 1,
         mask: Mask::MODIFY,
         since_ns: 7,

@@ -4,9 +4,9 @@
 use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 
 use super::cover::Cover;
-use super::deferred::{COLUMNS, NewDeferred, insert, owed_row};
+use super::deferred::{COLUMNS, NewDeferred, blob, insert, owed_row};
 use super::leg::Leg;
-use super::{Class, Journal, RootId, RootState, bump_head, head, history, read_mask, read_path};
+use super::{Class, Journal, RootId, RootState, bump_head, head, history, read_entry};
 use crate::database::DatabaseError;
 use crate::entry::{Mask, Scope};
 use crate::limits;
@@ -78,6 +78,7 @@ fn gatherable(conn: &Connection) -> rusqlite::Result<Vec<(String, NewDeferred)>>
             root: RootId(r.get(1)?),
             path: RelPath::root(),
             scope,
+            handle: None,
             seq: 0,
             mask: Mask::UNKNOWN,
             since_ns: r.get(2)?,
@@ -103,12 +104,11 @@ pub(super) fn plan(tx: &Transaction<'_>, legs: &[String], max: u64) -> rusqlite:
     for leg in readers.into_iter().filter(|leg| leg.cursor() < near) {
         let mut cover = Cover::new(limits::COLLAPSE_ROWS_MAX);
         let mut entries = 0;
-        let mut statement =
-            tx.prepare_cached("SELECT root, path, scope, mask, at_ns FROM entry WHERE seq > ?1")?;
+        let sql = "SELECT seq, root, path, handle, scope, cause, mask, at_ns FROM entry WHERE seq > ?1";
+        let mut statement = tx.prepare_cached(sql)?;
         let mut rows = statement.query([leg.cursor()])?;
         while let Some(r) = rows.next()? {
-            let (root, path, mask) = (RootId(r.get(0)?), read_path(r, 1)?, read_mask(r, 3)?);
-            cover.add(NewDeferred::of_entry(root, path, r.get(2)?, mask, r.get(4)?));
+            cover.add(NewDeferred::of_entry(read_entry(r)?));
             entries += 1;
         }
         plan.collapses.push(Collapse { leg, entries, rows: cover.into_rows().collect() });
@@ -176,11 +176,14 @@ pub(super) fn bound_deferred(tx: &Transaction<'_>, leg: &str, max: usize) -> rus
 
 /// Adds to what is owed of the same path already; what fails there goes on to count as failing.
 fn absorb(tx: &Transaction<'_>, leg: &str, row: NewDeferred) -> rusqlite::Result<()> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM deferred
+         WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4 AND handle = ?5"
+    );
+    let handle = blob(row.handle.as_ref());
     let known = tx
         .prepare_cached(&sql)?
-        .query_row(params![leg, row.root.0, row.path.as_bytes(), row.scope], owed_row)
+        .query_row(params![leg, row.root.0, row.path.as_bytes(), row.scope, handle], owed_row)
         .optional()?;
     let Some(mut known) = known else { return insert(tx, leg, &row) };
     known.absorb(row);

@@ -115,7 +115,7 @@ fn in_rows(tx: &Transaction<'_>) -> rusqlite::Result<Vec<String>> {
             Ok(row) if roots.contains(&row.root.0) => {}
             Ok(row) => found.push(format!("an owed row is of an unknown root {}", row.root.0)),
             Err(e) => {
-                found.push(format!("an owed row of the leg {:?} cannot be read: {e}", r.get::<_, String>(10)))
+                found.push(format!("an owed row of the leg {:?} cannot be read: {e}", r.get::<_, String>(11)))
             }
         }
     }

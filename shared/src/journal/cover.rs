@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 
-use super::{Class, NewDeferred, RootId};
-use crate::entry::{Mask, Scope};
+use super::{Class, Entry, NewDeferred, RootId};
+use crate::entry::{Handle, Mask, Scope};
 use crate::limits;
 use crate::path::RelPath;
 
@@ -16,7 +16,7 @@ pub struct Cover {
     /// Paths are cut to so many components; what is cut becomes the subtree of what is left of it.
     depth: usize,
     bytes: usize,
-    rows: BTreeMap<(RootId, RelPath, Scope), NewDeferred>,
+    rows: BTreeMap<(RootId, RelPath, Scope, Option<Handle>), NewDeferred>,
 }
 
 impl Cover {
@@ -42,7 +42,7 @@ impl Cover {
             return;
         }
         let weight = weight(&row);
-        match self.rows.entry((row.root, row.path.clone(), row.scope)) {
+        match self.rows.entry((row.root, row.path.clone(), row.scope, row.handle.clone())) {
             Slot::Occupied(mut known) => known.get_mut().absorb(row),
             Slot::Vacant(free) => {
                 free.insert(row);
@@ -56,7 +56,7 @@ impl Cover {
         let mut dir = Some(row.path.clone());
         while let Some(path) = dir {
             dir = path.parent();
-            let key = (row.root, path, Scope::Subtree);
+            let key = (row.root, path, Scope::Subtree, None);
             if self.rows.contains_key(&key) {
                 return self.rows.get_mut(&key);
             }
@@ -66,27 +66,39 @@ impl Cover {
 
     /// Cuts level by level until half of the room is free, so that not every further row cuts again.
     fn coarsen(&mut self) {
-        let fits = |s: &Cover| s.rows.len() <= s.rows_max / 2 && s.bytes <= s.bytes_max / 2;
-        while self.depth > 0 && !fits(self) {
-            let deepest = self.rows.keys().map(|(_, path, _)| path.components().count()).max();
+        let fits = |s: &Cover, rows, bytes| rows <= s.rows_max / 2 && bytes <= s.bytes_max / 2;
+        let handles = || self.rows.values().filter(|row| row.scope == Scope::Handle);
+        // Where they alone do not fit, no cut of paths makes room.
+        if !fits(self, handles().count(), handles().map(weight).sum()) {
+            self.put_again(|row| if row.scope == Scope::Handle { cut(row, 0) } else { row });
+        }
+        while self.depth > 0 && !fits(self, self.rows.len(), self.bytes) {
+            let deepest = self.rows.keys().map(|(_, path, ..)| path.components().count()).max();
             self.depth = deepest.unwrap_or(0).min(self.depth).saturating_sub(1);
-            self.bytes = 0;
-            // In order: a directory comes before what lies below it.
-            for (_, row) in std::mem::take(&mut self.rows) {
-                self.put(cut(row, self.depth));
-            }
+            let depth = self.depth;
+            self.put_again(|row| cut(row, depth));
+        }
+    }
+
+    fn put_again(&mut self, cut: impl Fn(NewDeferred) -> NewDeferred) {
+        self.bytes = 0;
+        // In order: a directory comes before what lies below it.
+        for (_, row) in std::mem::take(&mut self.rows) {
+            self.put(cut(row));
         }
     }
 }
 
 /// What a row takes, with its key and the tree around both.
 fn weight(row: &NewDeferred) -> usize {
-    2 * (size_of::<NewDeferred>() + row.path.as_bytes().len()) + row.last_error.len()
+    let key = row.path.as_bytes().len() + row.handle.as_ref().map_or(0, |handle| handle.bytes.len());
+    2 * (size_of::<NewDeferred>() + key) + row.last_error.len()
 }
 
 fn cut(mut row: NewDeferred, depth: usize) -> NewDeferred {
     let below = row.path.components().count().saturating_sub(depth);
-    if below == 0 {
+    // The names of a handle are anywhere in its root.
+    if below == 0 && (depth > 0 || row.scope != Scope::Handle) {
         return row;
     }
     if row.scope == Scope::SelfOnly && row.class.is_failure() {
@@ -96,6 +108,7 @@ fn cut(mut row: NewDeferred, depth: usize) -> NewDeferred {
         row.path = row.path.parent().unwrap_or_default();
     }
     row.scope = Scope::Subtree;
+    row.handle = None;
     row.mask = Mask::UNKNOWN;
     row
 }
@@ -115,17 +128,18 @@ impl NewDeferred {
     }
 
     /// What a leg owes of an entry that it has not read.
-    pub(super) fn of_entry(root: RootId, path: RelPath, scope: Scope, mask: Mask, at_ns: i64) -> NewDeferred {
-        let (path, scope) = match scope {
-            Scope::SelfOnly | Scope::Names => (path, scope),
-            // Its names are known to the leg's catalog alone.
-            Scope::Handle => (RelPath::root(), Scope::Subtree),
-            _ => (path, Scope::Subtree),
+    pub(super) fn of_entry(entry: Entry) -> NewDeferred {
+        let Entry { root, path, handle, scope, mask, at_ns, .. } = entry;
+        let scope = match scope {
+            Scope::SelfOnly | Scope::Names => scope,
+            Scope::Handle if handle.is_some() => scope,
+            _ => Scope::Subtree,
         };
         NewDeferred {
             root,
             path,
             scope,
+            handle,
             seq: 0,
             mask,
             since_ns: at_ns,
@@ -140,11 +154,22 @@ impl NewDeferred {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Cause;
     use proptest::prelude::*;
 
-    fn row(path: &str, scope: Scope) -> NewDeferred {
+    fn entry(path: &str, scope: Scope) -> Entry {
         let path = RelPath::parse(path.as_bytes()).unwrap();
-        NewDeferred::of_entry(RootId(1), path, scope, Mask::MODIFY, 7)
+        let (root, cause, mask) = (RootId(1), Cause::Event, Mask::MODIFY);
+        Entry { seq: 1, root, path, handle: None, scope, cause, mask, at_ns: 7 }
+    }
+
+    fn row(path: &str, scope: Scope) -> NewDeferred {
+        NewDeferred::of_entry(entry(path, scope))
+    }
+
+    fn by_handle(root: i64, file: u8) -> NewDeferred {
+        let handle = Some(Handle { kind: 1, bytes: vec![file; 8] });
+        NewDeferred::of_entry(Entry { root: RootId(root), handle, ..entry("", Scope::Handle) })
     }
 
     fn covered(rows: &[NewDeferred], of: &NewDeferred) -> bool {
@@ -152,7 +177,7 @@ mod tests {
             r.root == of.root
                 && match r.scope {
                     Scope::Subtree => of.path.is_within(&r.path),
-                    _ => (&r.path, r.scope) == (&of.path, of.scope),
+                    _ => r.key() == of.key(),
                 }
         })
     }
@@ -186,11 +211,30 @@ mod tests {
     }
 
     #[test]
-    fn a_path_without_a_name_is_its_whole_root() {
-        let mut cover = Cover::new(4);
-        cover.add(row("", Scope::Handle));
-        cover.add(row("a/b", Scope::SelfOnly));
-        assert_eq!(shown(cover), [(".".to_owned(), Scope::Subtree)]);
+    fn handles_stay_while_paths_become_directories() {
+        let mut cover = Cover::new(6);
+        (0..2).for_each(|file| cover.add(by_handle(1, file)));
+        ["a/1", "a/2", "a/3", "a/4", "a/5"].iter().for_each(|path| cover.add(row(path, Scope::SelfOnly)));
+        let (handle, dir) = ((".".to_owned(), Scope::Handle), ("a".to_owned(), Scope::Subtree));
+        assert_eq!(shown(cover), [handle.clone(), handle, dir]);
+    }
+
+    #[test]
+    fn handles_that_alone_do_not_fit_are_their_roots_and_spare_the_paths_of_others() {
+        let mut cover = Cover::new(6);
+        let other = NewDeferred { root: RootId(2), ..row("a/b/c", Scope::SelfOnly) };
+        cover.add(other.clone());
+        (0..9).for_each(|file| cover.add(by_handle(1, file)));
+        let rows: Vec<_> = cover.into_rows().collect();
+        assert_eq!((rows.len(), rows[0].root, rows[0].scope), (2, RootId(1), Scope::Subtree));
+        assert!(rows[0].handle.is_none() && rows[0].mask.contains(Mask::UNKNOWN), "{:?}", rows[0]);
+        assert_eq!(rows[1], other);
+    }
+
+    #[test]
+    fn a_handle_without_its_bytes_is_its_whole_root() {
+        let row = row("", Scope::Handle);
+        assert_eq!((row.path, row.scope), (RelPath::root(), Scope::Subtree));
     }
 
     #[test]
@@ -219,14 +263,15 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_left_uncovered_and_the_bound_is_kept(
-            paths in proptest::collection::vec(("([a-c]/){0,5}[a-f]", 1..3i64, 0..3usize), 1..200),
+            paths in proptest::collection::vec(("([a-c]/){0,5}[a-f]", 1..3i64, 0..12u8), 1..200),
             rows_max in 2..20usize,
         ) {
             let scopes = [Scope::SelfOnly, Scope::Subtree, Scope::SelfOnly];
-            let rows: Vec<NewDeferred> = paths
-                .iter()
-                .map(|(path, root, scope)| NewDeferred { root: RootId(*root), ..row(path, scopes[*scope]) })
-                .collect();
+            let made = |(path, root, what): &(String, i64, u8)| match scopes.get(usize::from(what % 4)) {
+                Some(scope) => NewDeferred { root: RootId(*root), ..row(path, *scope) },
+                None => by_handle(*root, what / 4 + path.len() as u8),
+            };
+            let rows: Vec<NewDeferred> = paths.iter().map(made).collect();
             let mut cover = Cover::new(rows_max);
             for row in &rows {
                 cover.add(row.clone());

@@ -6,7 +6,7 @@ use rusqlite::{Transaction, params};
 use super::bound::bound_deferred;
 use super::{Journal, RootId, read_mask, read_path};
 use crate::database::DatabaseError;
-use crate::entry::{Mask, Scope, stored_enum};
+use crate::entry::{Handle, Mask, Scope, stored_enum};
 use crate::limits;
 use crate::path::RelPath;
 
@@ -47,6 +47,8 @@ pub struct DeferredKey {
     pub root: RootId,
     pub path: RelPath,
     pub scope: Scope,
+    /// In the place of a path, with the scope of that name.
+    pub handle: Option<Handle>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,7 @@ pub struct NewDeferred {
     pub root: RootId,
     pub path: RelPath,
     pub scope: Scope,
+    pub handle: Option<Handle>,
     pub seq: u64,
     pub mask: Mask,
     pub since_ns: i64,
@@ -87,7 +90,8 @@ pub struct NewDeferred {
 
 impl NewDeferred {
     pub fn key(&self) -> DeferredKey {
-        DeferredKey { root: self.root, path: self.path.clone(), scope: self.scope }
+        let NewDeferred { root, path, scope, handle, .. } = self;
+        DeferredKey { root: *root, path: path.clone(), scope: *scope, handle: handle.clone() }
     }
 }
 
@@ -193,12 +197,13 @@ impl Journal {
     ) -> Result<usize, DatabaseError> {
         self.write("settle deferred rows", |tx| {
             let mut statement = tx.prepare_cached(
-                "DELETE FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4 AND seq = ?5",
+                "DELETE FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4
+                     AND handle = ?5 AND seq = ?6",
             )?;
             let mut removed = 0;
             for (key, seq) in rows {
-                removed +=
-                    statement.execute(params![leg, key.root.0, key.path.as_bytes(), key.scope, seq])?;
+                let (path, handle) = (key.path.as_bytes(), blob(key.handle.as_ref()));
+                removed += statement.execute(params![leg, key.root.0, path, key.scope, handle, seq])?;
             }
             Ok(removed)
         })
@@ -264,7 +269,7 @@ pub(super) fn insert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusq
 
 pub(super) fn upsert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusqlite::Result<()> {
     let sql = format!(
-        "INSERT {INTO} ON CONFLICT(leg, root, path, scope) DO UPDATE SET
+        "INSERT {INTO} ON CONFLICT(leg, root, path, scope, handle) DO UPDATE SET
              seq = max(seq, excluded.seq), mask = mask | excluded.mask, since_ns = min(since_ns, excluded.since_ns),
              attempts = attempts + excluded.attempts, not_before_ns = excluded.not_before_ns,
              class = excluded.class, last_error = excluded.last_error"
@@ -273,14 +278,20 @@ pub(super) fn upsert(tx: &Transaction<'_>, leg: &str, row: &NewDeferred) -> rusq
 }
 
 const INTO: &str =
-    "INTO deferred(leg, root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    "INTO deferred(leg, root, path, handle, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+
+/// A handle as a part of the key, which cannot be NULL.
+pub(super) fn blob(handle: Option<&Handle>) -> Vec<u8> {
+    handle.map_or_else(Vec::new, Handle::to_blob)
+}
 
 fn store(tx: &Transaction<'_>, leg: &str, row: &NewDeferred, sql: &str) -> rusqlite::Result<()> {
     let stored = tx.prepare_cached(sql)?.execute(params![
         leg,
         row.root.0,
         row.path.as_bytes(),
+        blob(row.handle.as_ref()),
         row.scope,
         row.seq,
         row.mask.bits(),
@@ -296,23 +307,36 @@ fn store(tx: &Transaction<'_>, leg: &str, row: &NewDeferred, sql: &str) -> rusql
 
 /// What [`read_deferred`] and [`owed_row`] take, in this order.
 pub(super) const COLUMNS: &str =
-    "root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error";
+    "root, path, handle, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error";
 
 pub(super) fn owed_row(r: &rusqlite::Row<'_>) -> rusqlite::Result<NewDeferred> {
     let Deferred { key, seq, mask, since_ns, attempts, not_before_ns, class, last_error } = read_deferred(r)?;
-    let DeferredKey { root, path, scope } = key;
-    Ok(NewDeferred { root, path, scope, seq, mask, since_ns, attempts, not_before_ns, class, last_error })
+    let DeferredKey { root, path, scope, handle } = key;
+    Ok(NewDeferred {
+        root,
+        path,
+        scope,
+        handle,
+        seq,
+        mask,
+        since_ns,
+        attempts,
+        not_before_ns,
+        class,
+        last_error,
+    })
 }
 
 fn read_deferred(r: &rusqlite::Row<'_>) -> rusqlite::Result<Deferred> {
+    let handle = Handle::from_blob(&r.get::<_, Vec<u8>>(2)?);
     Ok(Deferred {
-        key: DeferredKey { root: RootId(r.get(0)?), path: read_path(r, 1)?, scope: r.get(2)? },
-        seq: r.get(3)?,
-        mask: read_mask(r, 4)?,
-        since_ns: r.get(5)?,
-        attempts: r.get(6)?,
-        not_before_ns: r.get(7)?,
-        class: r.get(8)?,
-        last_error: r.get(9)?,
+        key: DeferredKey { root: RootId(r.get(0)?), path: read_path(r, 1)?, scope: r.get(3)?, handle },
+        seq: r.get(4)?,
+        mask: read_mask(r, 5)?,
+        since_ns: r.get(6)?,
+        attempts: r.get(7)?,
+        not_before_ns: r.get(8)?,
+        class: r.get(9)?,
+        last_error: r.get(10)?,
     })
 }

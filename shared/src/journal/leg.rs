@@ -275,6 +275,7 @@ fn full_pass_row(root: RootId, seq: u64, now_ns: i64, why: &str) -> NewDeferred 
         root,
         path: RelPath::root(),
         scope: Scope::Full,
+        handle: None,
         seq,
         mask: Mask::UNKNOWN,
         since_ns: now_ns,

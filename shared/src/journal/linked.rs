@@ -21,23 +21,24 @@ impl Journal {
             .map_err(self.fail("read the linked files"))
     }
 
-    /// Each file that any leg has published for these roots. True if some leg had too many: then every file with more
-    /// than one name counts.
-    pub fn linked(&self, roots: &[RootId], mut each: impl FnMut(&Handle)) -> Result<bool, DatabaseError> {
+    /// Each file that some leg has published for one of these roots. `None` if it had too many of that root: then every
+    /// file with more than one name counts.
+    pub fn linked(
+        &self,
+        roots: &[RootId],
+        mut each: impl FnMut(RootId, Option<&Handle>),
+    ) -> Result<(), DatabaseError> {
         let fail = self.fail("read the linked files");
         let mut statement = self.conn.prepare_cached("SELECT root, handle FROM linked").map_err(&fail)?;
         let mut rows = statement.query([]).map_err(&fail)?;
-        let mut too_many = false;
         while let Some(row) = rows.next().map_err(&fail)? {
             let root = RootId(row.get(0).map_err(&fail)?);
             let blob: Vec<u8> = row.get(1).map_err(&fail)?;
-            match Handle::from_blob(&blob) {
-                _ if !roots.contains(&root) => {}
-                Some(handle) => each(&handle),
-                None => too_many = true,
+            if roots.contains(&root) {
+                each(root, Handle::from_blob(&blob).as_ref());
             }
         }
-        Ok(too_many)
+        Ok(())
     }
 
     /// Publishes and withdraws files of a root, in one transaction; nothing is written if nothing changes. Returns
@@ -144,8 +145,13 @@ mod tests {
     }
 
     fn published(journal: &Journal, roots: &[RootId]) -> (BTreeSet<Handle>, bool) {
-        let mut files = BTreeSet::new();
-        let too_many = journal.linked(roots, |file| _ = files.insert(file.clone())).unwrap();
+        let (mut files, mut too_many) = (BTreeSet::new(), false);
+        let each = |root, file: Option<&Handle>| {
+            assert!(roots.contains(&root));
+            too_many |= file.is_none();
+            files.extend(file.cloned());
+        };
+        journal.linked(roots, each).unwrap();
         (files, too_many)
     }
 

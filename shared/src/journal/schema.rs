@@ -55,6 +55,7 @@ pub const MIGRATIONS: &[M<'static>] = &[
         leg TEXT NOT NULL,
         root INTEGER NOT NULL,
         path BLOB NOT NULL,
+        handle BLOB NOT NULL,
         scope INTEGER NOT NULL,
         seq INTEGER NOT NULL,
         mask INTEGER NOT NULL,
@@ -63,7 +64,7 @@ pub const MIGRATIONS: &[M<'static>] = &[
         not_before_ns INTEGER NOT NULL,
         class INTEGER NOT NULL,
         last_error TEXT NOT NULL,
-        PRIMARY KEY (leg, root, path, scope)
+        PRIMARY KEY (leg, root, path, scope, handle)
     ) WITHOUT ROWID;
     CREATE TABLE linked(
         leg TEXT NOT NULL,

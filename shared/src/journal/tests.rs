@@ -211,6 +211,7 @@ fn owed(root: RootId, name: &str, seq: u64, since_ns: i64) -> NewDeferred {
         root,
         path: path(name),
         scope: Scope::SelfOnly,
+        handle: None,
         seq,
         mask: Mask::MODIFY,
         since_ns,
@@ -361,7 +362,8 @@ fn a_journal_of_schema_version_1_is_opened_with_all_that_is_in_it() {
     let leg = journal.leg("b2").unwrap().unwrap();
     assert_eq!((leg.claimed, leg.acked, leg.last_run, leg.writer_ids.len(), leg.revision), (4, 3, 9, 2, 8));
     let owed = journal.deferred("b2", 10).unwrap();
-    assert_eq!((owed.len(), owed[0].class, owed[0].attempts), (1, Class::Busy, 2));
+    assert_eq!((owed.len(), owed[0].class, owed[0].attempts), (2, Class::Busy, 2));
+    assert_eq!((owed[1].key.scope, &owed[1].key.handle), (Scope::Handle, &rows[1].handle));
     assert_eq!(journal.doubts("ext4 x").unwrap()[0].epoch, 12);
     let root = &journal.roots().unwrap()[0];
     assert_eq!(

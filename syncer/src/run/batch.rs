@@ -167,11 +167,14 @@ impl Planner<'_> {
         let Some(ground) = &self.grounds[root] else { return Ok(Vec::new()) };
         let mut out = Vec::new();
         for (handle, links) in linked_handles(ground, item) {
+            // With the first name of a file come all of them: asked for each, the work would grow with the square.
+            if !linked.add(root, handle.clone(), links) {
+                continue;
+            }
             for key in self.catalog.names_of_handle(ground.catalog, &handle)? {
                 let path = key.path();
                 out.push((Work { root, path, scope: Scope::SelfOnly, mask, seq }, key));
             }
-            linked.add(root, handle, links);
         }
         let is_new = matches!(item, Item::Check { .. }) && row.is_none();
         if let Some(parent) = path.parent().filter(|_| is_new && self.holds.all_kinds) {

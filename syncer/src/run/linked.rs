@@ -4,6 +4,7 @@
 //! The order matters. The catalog has the file as it was read; then it is published; then it is looked at once more.
 //! What is written before that look shows in it, and what is written later is told.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::entry::{Handle, Mask, Scope};
@@ -21,10 +22,26 @@ use crate::tree::{Kind, Look};
 pub struct LinkedFiles(BTreeMap<(usize, Handle), Option<u64>>);
 
 impl LinkedFiles {
-    pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) {
-        let known = self.0.entry((root, handle)).or_default();
-        *known = (*known).max(links);
+    /// True the first time.
+    pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) -> bool {
+        match self.0.entry((root, handle)) {
+            Entry::Vacant(free) => {
+                free.insert(links);
+                true
+            }
+            Entry::Occupied(mut known) => {
+                known.insert(links.max(*known.get()));
+                false
+            }
+        }
     }
+}
+
+/// Roots of which files with other names were seen since they were counted, and when each root was.
+#[derive(Default)]
+pub(super) struct Recount {
+    seen: BTreeSet<usize>,
+    counted_ns: BTreeMap<usize, i64>,
 }
 
 /// What is to be said of one file in the journal.
@@ -71,7 +88,7 @@ impl Run<'_> {
             for handle in news {
                 self.look_once_more(root, &handle)?;
             }
-            self.linked_roots.insert(root);
+            self.recount.seen.insert(root);
         }
         Ok(())
     }
@@ -120,11 +137,17 @@ impl Run<'_> {
     /// Where there were too many for the journal, and by now there may not be.
     pub(super) fn recount_linked(&mut self) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
-        for root in std::mem::take(&mut self.linked_roots) {
+        for root in std::mem::take(&mut self.recount.seen) {
             let (id, Some(ground)) = (self.roots[root].id, &self.grounds[root]) else { continue };
             if !self.parts.journal.has_too_many_linked(&leg, id)? {
                 continue;
             }
+            let counted_ns = self.recount.counted_ns.get(&root).copied();
+            if self.was_done_of_late(counted_ns, limits::LINKED_COUNT_INTERVAL) {
+                self.recount.seen.insert(root);
+                continue;
+            }
+            self.recount.counted_ns.insert(root, self.parts.clock.boot_ns());
             let mut wanted = BTreeSet::new();
             let mut last: Option<(Handle, u64, u64)> = None;
             let mut close = |file: Option<(Handle, u64, u64)>| {
@@ -195,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_link_count_that_was_seen_counts() {
+    fn a_file_is_new_once_and_the_highest_link_count_that_was_seen_counts() {
         let handle = Handle { kind: 1, bytes: vec![1] };
         let mut files = LinkedFiles::default();
-        files.add(0, handle.clone(), Some(2));
-        files.add(0, handle.clone(), None);
+        assert!(files.add(0, handle.clone(), Some(2)));
+        assert!(!files.add(0, handle.clone(), None));
         assert_eq!(files.0[&(0, handle)], Some(2));
     }
 }

@@ -12,9 +12,10 @@ mod setup;
 mod silent;
 mod source;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use shared::clock::Clock;
@@ -162,8 +163,7 @@ pub struct Run<'a> {
     due_until_ns: Option<i64>,
     removal: removal::Removal,
     silent: silent::Silent,
-    /// Roots of which this run saw files with other names.
-    linked_roots: BTreeSet<usize>,
+    recount: linked::Recount,
     /// Roots whose listing was compared and whose tree is being examined.
     full_passes: Vec<usize>,
     report: Report,
@@ -191,7 +191,7 @@ impl<'a> Run<'a> {
             due_until_ns: None,
             removal: removal::Removal::default(),
             silent: silent::Silent::default(),
-            linked_roots: BTreeSet::new(),
+            recount: linked::Recount::default(),
             full_passes: Vec::new(),
             report,
             exits: Vec::new(),
@@ -349,6 +349,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// What costs much is done once in a run, and in one that goes on once in this time.
+    fn was_done_of_late(&self, at_ns: Option<i64>, interval: Duration) -> bool {
+        let of_late = |at| self.parts.clock.boot_ns().saturating_sub(at) < interval.as_nanos() as i64;
+        at_ns.is_some_and(|at| self.rest.is_none() || of_late(at))
+    }
+
     /// A root's place in the run.
     fn root_index(&self, id: RootId) -> Option<usize> {
         self.roots.iter().position(|r| r.id == id)
@@ -357,7 +363,7 @@ impl<'a> Run<'a> {
     /// The row that says what is owed, with the wait that follows from the attempts so far.
     fn deferral(&self, owed: &Owed) -> NewDeferred {
         let root = self.roots[owed.root].id;
-        let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope };
+        let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope, handle: None };
         let before = self.due.get(&key);
         let now = self.parts.clock.wall_ns();
         let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
@@ -370,6 +376,7 @@ impl<'a> Run<'a> {
             root,
             path: owed.path.clone(),
             scope: owed.scope,
+            handle: None,
             seq: before.map_or(owed.seq, |d| d.seq.max(owed.seq)),
             mask: owed.mask,
             since_ns: before.map_or(now, |d| d.since_ns),

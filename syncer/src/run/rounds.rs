@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use shared::entry::{Mask, Scope};
+use shared::entry::{Handle, Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::{Class, Deferred, DeferredKey, Entry, Leg, NewDeferred, RootId};
 use shared::limits;
@@ -13,7 +13,7 @@ use super::machine::Event;
 use super::send::{Outcome, sort_links};
 use super::source::{Eyes, Source, Work};
 use super::{Run, RunError};
-use crate::catalog::{Change, NewIntent};
+use crate::catalog::{Change, Key, NewIntent};
 use crate::report::Trouble;
 
 impl Run<'_> {
@@ -80,16 +80,22 @@ impl Run<'_> {
     fn add_entry(&self, entry: &Entry, works: &mut Vec<Work>) -> Result<(), RunError> {
         let Some(root) = self.root_index(entry.root) else { return Ok(()) };
         // Everything up to the head is looked at after the claim, so the head is every path's newest cause.
-        let seq = self.head;
-        if entry.scope != Scope::Handle {
-            works.push(Work { root, path: entry.path.clone(), scope: entry.scope, mask: entry.mask, seq });
+        let work =
+            Work { root, path: entry.path.clone(), scope: entry.scope, mask: entry.mask, seq: self.head };
+        self.add_work(work, entry.handle.as_ref(), works)
+    }
+
+    /// Of a file without a usable name: the names that the catalog has of it. Any other name is new to the catalog, so
+    /// that something leads to the name itself, and whoever follows that looks later than now.
+    fn add_work(&self, work: Work, handle: Option<&Handle>, works: &mut Vec<Work>) -> Result<(), RunError> {
+        if work.scope != Scope::Handle {
+            works.push(work);
             return Ok(());
         }
-        // Unknown in the catalog: the file's own CREATE or RENAME entry covers it.
-        let (Some(catalog), Some(handle)) = (self.roots[root].catalog, &entry.handle) else { return Ok(()) };
-        for key in self.parts.catalog.names_of_handle(catalog, handle)? {
-            works.push(Work { root, path: key.path(), scope: Scope::SelfOnly, mask: entry.mask, seq });
-        }
+        let (Some(catalog), Some(handle)) = (self.roots[work.root].catalog, handle) else { return Ok(()) };
+        let names = self.parts.catalog.names_of_handle(catalog, handle)?;
+        let named = |key: Key| Work { path: key.path(), scope: Scope::SelfOnly, ..work.clone() };
+        works.extend(names.into_iter().map(named));
         Ok(())
     }
 
@@ -140,7 +146,7 @@ impl Run<'_> {
                 self.begin_full_pass(root).await?;
                 work.scope = Scope::Subtree;
             }
-            works.push(work);
+            self.add_work(work, key.handle.as_ref(), &mut works)?;
         }
         self.source = Source::of_due(works);
         let end = self.parts.clock.boot_ns().saturating_add(limits::DUE_TIME.as_nanos() as i64);
@@ -182,9 +188,11 @@ impl Run<'_> {
         for work in self.source.stop() {
             let (root, id) = (work.root, self.roots[work.root].id);
             // A listing is not compared twice: what is left of a full pass is to examine the tree.
-            let full = DeferredKey { root: id, path: work.path.clone(), scope: Scope::Full };
+            let full = DeferredKey { root: id, path: work.path.clone(), scope: Scope::Full, handle: None };
             let was_full = self.due.contains_key(&full);
-            self.due.retain(|key, _| *key == full || key.root != id || !key.path.is_within(&work.path));
+            // What is left may be a name of any handle.
+            let left = |key: &DeferredKey| key.scope == Scope::Handle || key.path.is_within(&work.path);
+            self.due.retain(|key, _| *key == full || key.root != id || !left(key));
             if was_full {
                 self.full_passes.retain(|pass| *pass != root);
                 self.owed.push(rest_of_gap(work));

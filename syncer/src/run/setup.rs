@@ -232,6 +232,7 @@ fn settle_row(root: &RunRoot, path: RelPath, now_ns: i64) -> NewDeferred {
         root: root.id,
         path,
         scope: Scope::SelfOnly,
+        handle: None,
         seq: 0,
         mask: Mask::UNKNOWN,
         since_ns: now_ns,

@@ -24,14 +24,11 @@ impl Run<'_> {
     /// Once in a run, and in one that goes on once in an hour. Without the tracker nobody could tell whether there are
     /// events.
     pub(super) fn look_silent(&mut self) -> Result<Event, RunError> {
-        let now = self.parts.clock.boot_ns();
-        let goes_on = self.rest.is_some();
-        let early =
-            |last: i64| !goes_on || now.saturating_sub(last) < limits::SILENT_INTERVAL.as_nanos() as i64;
-        if !self.flushed || self.stop.is_some() || self.silent.looked_ns.is_some_and(early) {
+        let of_late = self.was_done_of_late(self.silent.looked_ns, limits::SILENT_INTERVAL);
+        if !self.flushed || self.stop.is_some() || of_late {
             return Ok(Event::Looked { found: false });
         }
-        self.silent.looked_ns = Some(now);
+        self.silent.looked_ns = Some(self.parts.clock.boot_ns());
         let mut left = limits::SILENT_PATHS_MAX;
         for (root, ground) in self.grounds.iter().enumerate() {
             let Some(ground) = ground else { continue };

@@ -202,6 +202,11 @@ impl Source {
                 taken.same += merge.take_same();
                 let Some(pair) = pair else { return Ok(()) };
                 let items = of_pair(ground, &work, pair);
+                for item in &items {
+                    if let Item::Unknown { path, scope: Scope::Subtree, .. } = item {
+                        merge.pass_over(path);
+                    }
+                }
                 let before = taken.items.len();
                 taken.items.extend(items.into_iter().filter(|item| !self.was_apart(item)));
                 let brought = brought + taken.items.len() - before;
@@ -351,7 +356,14 @@ fn of_pair(ground: &Ground, work: &Work, pair: Pair) -> Vec<Item> {
         Pair::Row(key, row) => match ground.tree.look(&key.path()) {
             Look::Gone { .. } => gone(ground, work, key, *row).into_iter().collect(),
             Look::Found(stat) if Key::new(&key.path(), stat.kind) == key => {
-                vec![check(work, key.path(), stat, Some(*row))]
+                let path = key.path();
+                // A directory that was not listed was not entered.
+                let reason = "the list of names that it is in lacked it".to_owned();
+                let below = stat
+                    .kind
+                    .is_dir()
+                    .then(|| unknown(work, path.clone(), Scope::Subtree, Class::Gap, reason));
+                [Some(check(work, path, stat, Some(*row))), below].into_iter().flatten().collect()
             }
             Look::Found(_) => gone(ground, work, key, *row).into_iter().collect(),
             Look::Elsewhere(reason) => {

@@ -110,7 +110,7 @@ pub enum Pair {
 }
 
 /// The merge of a walk with the catalog's rows of the same range. Rows of excluded paths, and rows below what is
-/// unknown, do not appear.
+/// unknown or passed over, do not appear.
 pub struct Merge {
     walk: Walk,
     rules: Arc<Rules>,
@@ -120,7 +120,7 @@ pub struct Merge {
     from: Option<Vec<u8>>,
     end: Option<Vec<u8>>,
     root: CatalogRoot,
-    /// Everything within is unknown.
+    /// Everything within is unknown, or owed.
     blind: Option<RelPath>,
     /// Paths that are what the catalog says, since the last time somebody asked.
     same: u64,
@@ -157,6 +157,11 @@ impl Merge {
             blind: None,
             same: 0,
         }
+    }
+
+    /// Nothing more is to be said of what lies within.
+    pub fn pass_over(&mut self, path: &RelPath) {
+        self.blind = Some(path.clone());
     }
 
     /// How many paths were what the catalog says, since the last call.
@@ -222,7 +227,7 @@ impl Merge {
         match seen {
             Ok(stat) => Pair::Local(path, stat),
             Err((class, reason)) => {
-                self.blind = Some(path.clone());
+                self.pass_over(&path);
                 Pair::Unknown(path, class, reason)
             }
         }

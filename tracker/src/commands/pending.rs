@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use shared::clock;
 use shared::config::{Config, Leg};
-use shared::entry::Scope;
+use shared::entry::{Handle, Scope};
 use shared::exit::Exit;
 use shared::journal::{Deferred, Entry, Journal, RootId};
 use shared::limits;
@@ -132,7 +132,7 @@ fn entry_row(entry: Entry, name: impl Fn(RootId) -> String) -> Row {
         root: name(entry.root),
         scope: entry.scope,
         path: entry.path,
-        handle: entry.handle.map(|h| h.to_blob().iter().map(|b| format!("{b:02x}")).collect()),
+        handle: entry.handle.as_ref().map(hex),
         cause: entry.cause.to_string(),
         deferred: false,
         seq: entry.seq,
@@ -148,7 +148,7 @@ fn deferred_row(row: Deferred, name: impl Fn(RootId) -> String) -> Row {
         root: name(row.key.root),
         scope: row.key.scope,
         path: row.key.path,
-        handle: None,
+        handle: row.key.handle.as_ref().map(hex),
         cause: row.class.to_string(),
         deferred: true,
         seq: row.seq,
@@ -156,6 +156,10 @@ fn deferred_row(row: Deferred, name: impl Fn(RootId) -> String) -> Row {
         attempts: Some(row.attempts),
         last_error: Some(row.last_error).filter(|e| !e.is_empty()),
     }
+}
+
+fn hex(handle: &Handle) -> String {
+    handle.to_blob().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn human(rows: &[Row], first: bool) -> String {

@@ -69,6 +69,37 @@ fn what_changes_after_a_collapse_has_a_row_of_its_own() {
 }
 
 #[test]
+fn a_file_without_a_usable_name_is_owed_by_its_handle() {
+    let (mut w, legs) = two_legs();
+    w.ack_all("night");
+    w.ack_all("day");
+    let file = |n: u8| Handle { kind: 1, bytes: vec![n; 8] };
+    let by_handle = |n| {
+        let scope = Scope::Handle;
+        Change { handle: Some(file(n)), scope, mask: Mask::MODIFY, ..Change::gap(w.root, Cause::Event) }
+    };
+    let commit = Commit { changes: (0..6).map(by_handle).collect(), ..Commit::default() };
+    w.journal.append(&mut w.set, &commit, 0).unwrap();
+    assert_eq!(w.journal.bound(&legs, 4, 0).unwrap().collapses, 2);
+    let owed = w.journal.deferred("night", 10).unwrap();
+    let mut files: Vec<_> = owed.iter().map(|row| (row.key.scope, row.key.handle.clone())).collect();
+    files.sort();
+    assert_eq!(files, [0, 1, 2, 3, 4, 5].map(|n| (Scope::Handle, Some(file(n)))));
+    // Each is a row of its own to what comes later, too.
+    w.journal.append(&mut w.set, &commit, 0).unwrap();
+    assert_eq!(w.journal.bound(&legs, 4, 0).unwrap().collapses, 2);
+    assert_eq!(w.journal.deferred_count("night").unwrap(), 6);
+    assert_eq!(w.journal.settle_deferred("night", &[(owed[2].key.clone(), owed[2].seq)]).unwrap(), 0);
+    let renewed = w.journal.deferred("night", 10).unwrap().swap_remove(2);
+    assert_eq!(w.journal.settle_deferred("night", &[(renewed.key, renewed.seq)]).unwrap(), 1);
+    assert_eq!(w.journal.deferred_count("night").unwrap(), 5);
+    // And the bound of what is owed is kept.
+    w.journal.write("bound", |tx| bound_deferred(tx, "night", 4)).unwrap();
+    let owed = w.journal.deferred("night", 10).unwrap();
+    assert_eq!((owed.len(), owed[0].key.scope, &owed[0].key.path), (1, Scope::Subtree, &RelPath::root()));
+}
+
+#[test]
 fn a_run_in_progress_goes_on_and_its_ack_loses_nothing() {
     let (mut w, legs) = two_legs();
     w.change_many(0..20);

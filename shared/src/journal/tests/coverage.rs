@@ -11,6 +11,8 @@ use super::*;
 
 const PATHS: [&str; 5] = ["a/1", "a/b/1", "a/b/2", "c/d/1", "top"];
 const DIRS: [&str; 4] = ["", "a", "a/b", "c"];
+/// Two of the paths are names of one file, which may be written through a third one outside the root.
+const LINKED: [usize; 2] = [1, 3];
 const LEGS: [&str; 3] = ["day", "night", "never"];
 const STEPS: usize = 150;
 
@@ -34,6 +36,8 @@ enum Plant {
     ReplacedWhileClaimed,
     /// The journal does not note what the catalog counts.
     CatalogUncounted,
+    /// An entry by handle leads to one of the names that the leg knows.
+    OneNameOfMany,
 }
 
 /// How many changes a path has had.
@@ -44,7 +48,7 @@ enum Doing {
     Nothing,
     Reading { head: u64, after: u64, committed: Versions, works: Vec<(RelPath, Scope)> },
     Looking { head: u64, committed: Versions, works: Vec<(RelPath, Scope)>, owed: Vec<usize> },
-    Due { rows: Vec<Deferred>, looked: usize, owed: Vec<usize> },
+    Due { rows: Vec<Deferred>, works: Vec<(RelPath, Scope)>, owed: Vec<usize> },
 }
 
 /// Which versions were looked at, how many changes of that there were, the copy of the cursor, and that of the root.
@@ -88,10 +92,19 @@ struct Model {
     collapses: u64,
 }
 
-fn covers(scope: Scope, path: &RelPath, of: usize) -> bool {
-    let of = super::path(PATHS[of]);
-    if scope == Scope::SelfOnly { *path == of } else { of.is_within(path) }
+/// Whether a row leads to a path, for a leg whose catalog has these versions. By handle only what the catalog has is
+/// found: any other name is new, which a row of its own tells.
+fn covers(scope: Scope, path: &RelPath, of: usize, seen: &Versions) -> bool {
+    let name = super::path(PATHS[of]);
+    match scope {
+        Scope::Handle => LINKED.contains(&of) && seen[of] > 0,
+        Scope::SelfOnly => *path == name,
+        _ => name.is_within(path),
+    }
 }
+
+/// To a leg that knows all names.
+const ALL: Versions = [1; PATHS.len()];
 
 impl Model {
     fn new(seed: u64, plant: Plant) -> Model {
@@ -133,8 +146,7 @@ impl Model {
             0..25 => self.change(writer),
             25..43 => self.commit(writer),
             43..46 => self.fail_to_commit(writer),
-            46..84 => (0..4).try_for_each(|_| if self.below(4) > 0 { self.go_on(leg) } else { Ok(()) })?,
-            84..86 => self.copy_or_restore(leg),
+            46..86 => (0..4).try_for_each(|_| if self.below(4) > 0 { self.go_on(leg) } else { Ok(()) })?,
             86..88 => self.legs[leg].doing = Doing::Nothing,
             88..90 => {
                 let legs = self.configured();
@@ -159,17 +171,30 @@ impl Model {
 
     fn change(&mut self, writer: usize) {
         let masks = [Mask::MODIFY, Mask::ATTRIB, Mask::MODIFY | Mask::CLOSE_WRITE];
-        let (scope, path, mask) = if self.below(12) == 0 {
-            (Scope::Subtree, DIRS[self.below(DIRS.len())], Mask::RENAME | Mask::ONDIR)
-        } else {
-            (Scope::SelfOnly, PATHS[self.below(PATHS.len())], masks[self.below(3)])
+        let (scope, path, mask) = match self.below(12) {
+            0 => (Scope::Subtree, DIRS[self.below(DIRS.len())], Mask::RENAME | Mask::ONDIR),
+            1 | 2 => (Scope::Handle, "", Mask::MODIFY),
+            _ => (Scope::SelfOnly, PATHS[self.below(PATHS.len())], masks[self.below(3)]),
         };
         let path = super::path(path);
-        for of in (0..PATHS.len()).filter(|of| covers(scope, &path, *of)) {
+        let there = if scope == Scope::Handle { self.now } else { ALL };
+        for of in (0..PATHS.len()).filter(|of| covers(scope, &path, *of, &there)) {
             self.now[of] += 1;
         }
         let (root, cause) = (self.world.root, Cause::Event);
-        self.writers[writer].queue.push(Change { root, path, handle: None, scope, cause, mask });
+        let handle = (scope == Scope::Handle).then(|| Handle { kind: 1, bytes: vec![7; 8] });
+        self.writers[writer].queue.push(Change { root, path, handle, scope, cause, mask });
+    }
+
+    /// The paths that a row leads a leg to, by its catalog of this moment.
+    fn works(&self, leg: usize, scope: Scope, path: &RelPath) -> Vec<(RelPath, Scope)> {
+        if scope != Scope::Handle {
+            return vec![(path.clone(), scope)];
+        }
+        let seen = &self.legs[leg].catalog.seen;
+        let known = LINKED.iter().filter(|of| covers(scope, path, **of, seen));
+        let names = known.map(|of| (super::path(PATHS[*of]), Scope::SelfOnly));
+        names.take(if self.plant == Plant::OneNameOfMany { 1 } else { LINKED.len() }).collect()
     }
 
     fn commit(&mut self, writer: usize) {
@@ -189,7 +214,8 @@ impl Model {
             *stale = self.world.journal.write("look", watermarks).unwrap();
         }
         for of in 0..PATHS.len() {
-            if self.writers.iter().all(|w| !w.queue.iter().any(|c| covers(c.scope, &c.path, of))) {
+            let queued = |w: &Writer| w.queue.iter().any(|c| covers(c.scope, &c.path, of, &ALL));
+            if !self.writers.iter().any(queued) {
                 self.committed[of] = self.now[of];
             }
         }
@@ -240,7 +266,7 @@ impl Model {
             Doing::Nothing => self.begin(leg)?,
             Doing::Reading { head, after, committed, mut works } => {
                 let rows = self.world.journal.read(after, head, 3).unwrap();
-                works.extend(rows.iter().map(|e| (e.path.clone(), e.scope)));
+                works.extend(rows.iter().flat_map(|e| self.works(leg, e.scope, &e.path)));
                 self.legs[leg].doing = match rows.last() {
                     Some(last) => Doing::Reading { head, after: last.seq, committed, works },
                     None => Doing::Looking { head, committed, works, owed: Vec::new() },
@@ -253,11 +279,10 @@ impl Model {
                 }
                 None => self.ack(leg, head, &committed, owed)?,
             },
-            Doing::Due { rows, looked, mut owed } => match rows.get(looked) {
-                Some(row) => {
-                    let scope = if row.key.scope == Scope::Full { Scope::Subtree } else { row.key.scope };
-                    owed.extend(self.look(leg, scope, &row.key.path));
-                    self.legs[leg].doing = Doing::Due { rows, looked: looked + 1, owed };
+            Doing::Due { rows, mut works, mut owed } => match works.pop() {
+                Some((path, scope)) => {
+                    owed.extend(self.look(leg, scope, &path));
+                    self.legs[leg].doing = Doing::Due { rows, works, owed };
                 }
                 None => self.settle(leg, &rows, owed),
             },
@@ -284,8 +309,10 @@ impl Model {
         let after = attached.leg.cursor();
         if self.plant == Plant::LookThenClaim {
             let early = self.world.journal.read(after, u64::MAX >> 1, 1_000).unwrap();
-            for entry in early {
-                self.look(leg, entry.scope, &entry.path);
+            for (path, scope) in
+                early.iter().flat_map(|e| self.works(leg, e.scope, &e.path)).collect::<Vec<_>>()
+            {
+                self.look(leg, scope, &path);
             }
             // Something happens meanwhile.
             self.change(0);
@@ -304,7 +331,7 @@ impl Model {
 
     /// Looks at what the row speaks of; returns what could not be done.
     fn look(&mut self, leg: usize, scope: Scope, path: &RelPath) -> Option<usize> {
-        let of: Vec<usize> = (0..PATHS.len()).filter(|of| covers(scope, path, *of)).collect();
+        let of: Vec<usize> = (0..PATHS.len()).filter(|of| covers(scope, path, *of, &ALL)).collect();
         let busy = (self.below(8) == 0).then(|| of.first().copied()).flatten();
         for of in of.into_iter().filter(|of| Some(*of) != busy) {
             let catalog = &mut self.legs[leg].catalog;
@@ -327,12 +354,14 @@ impl Model {
         (model.catalog.acked, model.catalog.attended) = (head, Some(head));
         self.world.journal.ack(model.name, head, &owed, 0).unwrap();
         let rows = self.world.journal.deferred_due(LEGS[leg], self.world.root, 0, 100).unwrap();
-        self.legs[leg].doing = Doing::Due { rows, looked: 0, owed: Vec::new() };
+        let works = rows.iter().flat_map(|row| self.works(leg, row.key.scope, &row.key.path)).collect();
+        self.legs[leg].doing = Doing::Due { rows, works, owed: Vec::new() };
         // A run can say that it knows all that was committed before it began.
         let (row, floor) = self.row_and_floor(leg);
         let deferred = self.world.journal.deferred(LEGS[leg], 1_000).unwrap();
         for of in (0..PATHS.len()).filter(|_| row.is_some_and(|cursor| cursor >= floor)) {
-            let owed = deferred.iter().any(|d| covers(d.key.scope, &d.key.path, of));
+            let seen = &self.legs[leg].catalog.seen;
+            let owed = deferred.iter().any(|d| covers(d.key.scope, &d.key.path, of, seen));
             if self.legs[leg].catalog.seen[of] < committed[of] && !owed {
                 return Err(format!("{}: a run is done without {}", LEGS[leg], PATHS[of]));
             }
@@ -382,11 +411,12 @@ impl Model {
             }
             let rows = self.world.journal.read(cursor, u64::MAX >> 1, 1_000).unwrap();
             let deferred = self.world.journal.deferred(model.name, 1_000).unwrap();
-            for of in (0..PATHS.len()).filter(|of| model.catalog.seen[*of] < self.now[*of]) {
-                let queued =
-                    self.writers.iter().any(|w| w.queue.iter().any(|c| covers(c.scope, &c.path, of)));
-                let entry = rows.iter().any(|e| covers(e.scope, &e.path, of));
-                let owed = deferred.iter().any(|d| covers(d.key.scope, &d.key.path, of));
+            let seen = &model.catalog.seen;
+            for of in (0..PATHS.len()).filter(|of| seen[*of] < self.now[*of]) {
+                let queued = |w: &Writer| w.queue.iter().any(|c| covers(c.scope, &c.path, of, seen));
+                let queued = self.writers.iter().any(queued);
+                let entry = rows.iter().any(|e| covers(e.scope, &e.path, of, seen));
+                let owed = deferred.iter().any(|d| covers(d.key.scope, &d.key.path, of, seen));
                 if !(queued || entry || owed) {
                     return Err(format!("nothing leads {} to {}", model.name, PATHS[of]));
                 }
@@ -444,6 +474,7 @@ fn each_known_mistake_is_found() {
         Plant::SettledUnseen,
         Plant::ReplacedWhileClaimed,
         Plant::CatalogUncounted,
+        Plant::OneNameOfMany,
     ] {
         let found = (0..SEEDS).find_map(|seed| run(seed, plant).0.err());
         println!("{plant:?}: {}", found.unwrap_or_else(|| panic!("{plant:?} was not found in {SEEDS} runs")));

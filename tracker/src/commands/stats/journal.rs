@@ -294,6 +294,7 @@ mod tests {
             root: world.roots[0],
             path: RelPath::parse(b"busy").unwrap(),
             scope: Scope::SelfOnly,
+            handle: None,
             seq: 1,
             mask: Mask::MODIFY,
             since_ns: 200,

@@ -61,19 +61,20 @@ impl Fanotify {
         Ok(())
     }
 
-    /// A file of which some leg knows fewer names than it has: all roots are asked for it, wherever this name lies.
+    /// A file of which some leg knows fewer names than it has: the roots it was published for are asked for it,
+    /// wherever this name lies.
     fn linked(&mut self, target: HandleRef<'_>, mask: Mask, batch: &mut Batch) -> Result<bool, Lost> {
         if !mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE | Mask::ATTRIB) {
             return Ok(false);
         }
         // Of a file that is gone by now, or lost all names but one, the unlinking is an event behind this one: it
         // leads to the name that is left.
-        let linked = batch.linked.has(target)
-            || (batch.linked.too_many() && self.links.may_have_names(&mut self.resolver, target)?);
-        if linked {
-            self.by_handle(target, mask, batch);
+        let has_names = || self.links.may_have_names(&mut self.resolver, target);
+        let roots = batch.linked.roots_of(&self.roots, target, has_names)?;
+        for root in &roots {
+            batch.push(entry::by_handle(root, &target.to_handle(), mask));
         }
-        Ok(linked)
+        Ok(!roots.is_empty())
     }
 
     /// The changes of one name. False if it is not ours; a doubt is ours.

@@ -310,8 +310,12 @@ fn relinked(target: &Handle) -> Vec<u8> {
     event(libc::FAN_ATTRIB, &[fid(FID, target)])
 }
 
-/// What some leg has published.
+/// What some leg has published of the root.
 fn published(file: Option<&Handle>) -> Linked {
+    published_of(RootId(1), file)
+}
+
+fn published_of(root: RootId, file: Option<&Handle>) -> Linked {
     let dir = tempfile::tempdir().unwrap();
     let mut journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
     let many = 0..=limits::LINKED_FILES_MAX as u64;
@@ -320,9 +324,9 @@ fn published(file: Option<&Handle>) -> Linked {
         // Too many, and not the one that matters.
         None => many.map(|n| Handle { kind: 1, bytes: n.to_le_bytes().to_vec() }).collect(),
     };
-    journal.publish_linked("l", RootId(1), &files, &[].into()).unwrap();
+    journal.publish_linked("l", root, &files, &[].into()).unwrap();
     let mut linked = Linked::default();
-    linked.refresh(&journal, &[RootId(1)]).unwrap();
+    linked.refresh(&journal, &[RootId(1), RootId(2)]).unwrap();
     linked
 }
 
@@ -350,6 +354,17 @@ fn where_too_many_are_published_every_file_with_more_than_one_name_counts() {
     assert_eq!(scene.play_with(published(None), &written), [], "it has one name left, which is not ours");
     std::fs::remove_file(scene.dir.path().join("outside")).unwrap();
     assert_eq!(scene.play_with(published(None), &written), [], "it is gone");
+}
+
+#[test]
+fn a_root_is_asked_for_a_written_file_only_if_a_leg_has_published_it_for_that_root() {
+    let Some(mut scene) = Scene::new(&[]) else { return };
+    let file = scene.linked_file();
+    let written = [scene.written_outside(&file)];
+    for linked in [Some(&file), None] {
+        assert_eq!(scene.play_with(published_of(RootId(2), linked), &written), [], "{linked:?}");
+        assert_eq!(scene.play_with(published_of(RootId(1), linked), &written), [by_handle()], "{linked:?}");
+    }
 }
 
 #[test]
