@@ -254,6 +254,31 @@ fn what_is_written_to_files_that_are_gone_is_covered_by_the_end_of_their_names()
 }
 
 #[test]
+fn a_file_that_is_written_long_after_its_directory_was_removed_opens_no_gap() {
+    if !is_root() {
+        return;
+    }
+    for kind in KINDS {
+        let disk = Mounted::image(kind);
+        let mut world = world_on(&disk);
+        let dir = disk.point.join("dir");
+        std::fs::create_dir(&dir).unwrap();
+        let mut files = [0, 1].map(|n| std::fs::File::create(dir.join(n.to_string())).unwrap());
+        // One of them lives on elsewhere.
+        std::fs::rename(dir.join("1"), disk.point.join("moved")).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        world.start();
+        world.claim();
+        for _ in 0..2 {
+            files.iter_mut().for_each(|file| file.write_all(b"x").unwrap());
+            world.flush();
+        }
+        assert_no_gap(&world, kind);
+        assert!(world.has("self", b"moved"), "{kind}");
+    }
+}
+
+#[test]
 fn a_file_made_without_a_name_and_named_elsewhere_later_is_found_by_every_name() {
     if !is_root() {
         return;

@@ -102,7 +102,15 @@ impl Fanotify {
                 self.doubts.settle(named.dir);
                 Ok(false)
             }
-            Err(Lost::Gone | Lost::Stale) => Ok(self.doubts.raise(named.dir.to_handle(), read)),
+            Err(Lost::Gone | Lost::Stale) => {
+                // Somebody may go on writing to a file for as long as he likes after it and its directory were removed.
+                if let (true, Some(target)) = (only_content && !mask.contains(Mask::ONDIR), target)
+                    && self.resolver.name_of(target)? == NameOf::None
+                {
+                    return Ok(false);
+                }
+                Ok(self.doubts.raise(named.dir.to_handle(), read))
+            }
             Err(Lost::NoMount) => Err(Lost::NoMount),
         }
     }
