@@ -67,6 +67,8 @@ pub struct Bent {
     pub ahead: Duration,
     /// Nothing can be said of this path.
     pub unknown: Option<&'static str>,
+    /// This path is gone by the time its attributes are read.
+    pub gone_later: Option<&'static str>,
     /// The list of names that this path is in lacks it.
     pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
@@ -153,6 +155,10 @@ impl Tree for BentTree {
     }
 
     fn xattrs(&self, path: &RelPath) -> Result<Xattrs, TreeError> {
+        if is(self.bent.gone_later, path) {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(TreeError { op: "read the attributes of", path: path.clone(), source });
+        }
         self.real.xattrs(path)
     }
 

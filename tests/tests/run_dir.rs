@@ -205,6 +205,26 @@ fn what_is_owed_is_done_with_once_it_changed_again_and_the_rest_of_it_waits() {
 }
 
 #[test]
+fn what_lies_in_a_directory_that_could_not_be_made_waits_for_it_and_is_no_error_of_its_own() {
+    let mut world = mirrored();
+    fs::create_dir_all(world.source().join("new/sub")).unwrap();
+    for file in ["new/f", "new/sub/g"] {
+        fs::write(world.source().join(file), file).unwrap();
+    }
+    world.saw("new", Scope::Subtree, Mask::RENAME | Mask::ONDIR);
+    let bent = Bent { gone_later: Some("new"), ..Bent::default() };
+    let report = world.run_as("copy", |parts| bent.over(parts));
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 4), "{}", report.text());
+    let owed = world.journal.deferred("copy", 10).unwrap();
+    assert!(owed.iter().all(|row| row.class == Class::InFlight), "{owed:?}");
+    // All of it is told of again: nothing waits until its time is over.
+    world.saw("new", Scope::Subtree, Mask::RENAME | Mask::ONDIR);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    same(&world);
+}
+
+#[test]
 fn an_excluded_path_is_kept_at_the_destination_even_when_its_parent_goes() {
     let mut world = world_with("exclude = [\"*.tmp\"]");
     fill(&world);

@@ -220,25 +220,21 @@ impl Journal {
         })
     }
 
-    /// Rows of single paths that have an entry above `after` up to `upto` are due now: whatever was in their way, the
-    /// path is another since.
-    pub fn wake_changed(&mut self, leg: &str, after: u64, upto: u64) -> Result<(), DatabaseError> {
-        // Read first: to look for them among many entries would hold up the tracker.
-        let sql = format!(
-            "SELECT {COLUMNS} FROM deferred
-             WHERE leg = ?1 AND scope = ?2 AND not_before_ns > 0 AND (root, path) IN
-                 (SELECT root, path FROM entry WHERE seq > ?3 AND seq <= ?4 AND scope != ?5)"
-        );
-        let args = params![leg, Scope::SelfOnly, after, upto, Scope::Handle];
-        let changed = self.select_deferred(&sql, args)?;
-        if changed.is_empty() {
-            return Ok(());
-        }
+    /// Rows of single paths that are not due yet.
+    pub fn deferred_waiting(&self, leg: &str, now_ns: i64) -> Result<Vec<DeferredKey>, DatabaseError> {
+        let sql =
+            format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 AND scope = ?2 AND not_before_ns > ?3");
+        let rows = self.select_deferred(&sql, params![leg, Scope::SelfOnly, now_ns])?;
+        Ok(rows.into_iter().map(|row| row.key).collect())
+    }
+
+    /// Whatever was in the way of these single paths, they are others since: they are due now.
+    pub fn wake_changed(&mut self, leg: &str, paths: &[DeferredKey]) -> Result<(), DatabaseError> {
         self.write("wake deferred rows", |tx| {
             let mut statement = tx.prepare_cached(
                 "UPDATE deferred SET not_before_ns = 0 WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4",
             )?;
-            changed.iter().try_for_each(|Deferred { key, .. }| {
+            paths.iter().try_for_each(|key| {
                 statement.execute(params![leg, key.root.0, key.path.as_bytes(), key.scope]).map(drop)
             })
         })

@@ -10,7 +10,7 @@ use shared::path::RelPath;
 
 use super::batch::{self, Action, Op, Owed, Plan, Planner};
 use super::machine::Event;
-use super::send::{Outcome, sort_links};
+use super::send::{Outcome, sort_links, without_directory};
 use super::source::{Eyes, Source, Work};
 use super::{Run, RunError};
 use crate::catalog::{Change, Key, NewIntent};
@@ -56,13 +56,33 @@ impl Run<'_> {
                 self.add_entry(entry, &mut works)?;
             }
         }
-        self.parts.journal.wake_changed(&leg, cursor, self.head)?;
+        self.wake_changed(&works)?;
         self.add_silent(&mut works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
         self.owed.clear();
         self.due.clear();
         self.owe_unproven_roots(cursor);
+        Ok(())
+    }
+
+    /// What waits for another attempt does not wait any longer once it, or a tree that it lies in, changed.
+    fn wake_changed(&mut self, works: &[Work]) -> Result<(), RunError> {
+        let leg = self.parts.leg.name.to_string();
+        let mut waiting = self.parts.journal.deferred_waiting(&leg, self.parts.clock.wall_ns())?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let changed: HashSet<(RootId, &RelPath, bool)> =
+            works.iter().map(|work| (self.roots[work.root].id, &work.path, work.is_tree())).collect();
+        waiting.retain(|DeferredKey { root, path, .. }| {
+            let mut around = std::iter::successors(Some(path.clone()), RelPath::parent);
+            changed.contains(&(*root, path, false))
+                || around.any(|path| changed.contains(&(*root, &path, true)))
+        });
+        if !waiting.is_empty() {
+            self.parts.journal.wake_changed(&leg, &waiting)?;
+        }
         Ok(())
     }
 
@@ -226,7 +246,10 @@ impl Run<'_> {
         let (dirs, nodes, links) = (std::mem::take(dirs), std::mem::take(nodes), std::mem::take(links));
         let Some(sender) = &self.sender else { return Ok(()) };
         let mut outcomes = sender.send_in_order(dirs, &self.grounds).await;
+        let (nodes, lost) = without_directory(nodes, &outcomes);
+        let (links, lost_links) = without_directory(links, &outcomes);
         outcomes.extend(sender.send_all(nodes, &self.grounds).await);
+        outcomes.extend(lost.into_iter().chain(lost_links));
         let links = sort_links(links, &outcomes);
         outcomes.extend(links.stand);
         outcomes.extend(sender.send_all(links.make, &self.grounds).await);

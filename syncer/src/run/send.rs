@@ -117,7 +117,9 @@ impl Sender {
     pub async fn send_in_order(&self, ops: Vec<Op>, grounds: &[Option<Ground>]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(ops.len());
         for op in ops {
-            outcomes.extend(self.send_all(vec![op], grounds).await);
+            let (op, lost) = without_directory(vec![op], &outcomes);
+            outcomes.extend(self.send_all(op, grounds).await);
+            outcomes.extend(lost);
         }
         outcomes
     }
@@ -141,6 +143,27 @@ fn collect(
         Some(Err(e)) => std::panic::resume_unwind(e.into_panic()),
         None => {}
     }
+}
+
+/// What lies in a directory that is new at the destination and was not made: it cannot be, for the same reason. And
+/// what is left.
+pub fn without_directory(ops: Vec<Op>, outcomes: &[Outcome]) -> (Vec<Op>, Vec<Outcome>) {
+    let is_new = |op: &Op| op.action == Action::MakeDir && op.row.as_ref().is_none_or(|r| !r.has_object());
+    let not_made = |o: &&Outcome| o.result.is_err() && is_new(&o.op);
+    let not_made: Vec<&Outcome> = outcomes.iter().filter(not_made).collect();
+    let (mut left, mut lost) = (Vec::with_capacity(ops.len()), Vec::new());
+    for op in ops {
+        let around = not_made.iter().find(|o| o.op.root == op.root && op.path.is_within(&o.op.path));
+        match around.copied() {
+            Some(Outcome { op: dir, result: Err(failure) }) => {
+                let reason = format!("{} was not made", dir.path);
+                let failure = Failure { reason, stop: None, outcome_unknown: false, ..failure.clone() };
+                lost.push(Outcome { op, result: Err(failure) });
+            }
+            _ => left.push(op),
+        }
+    }
+    (left, lost)
 }
 
 /// Links, sorted by what became of the name they follow.

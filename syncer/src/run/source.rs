@@ -274,7 +274,7 @@ impl Source {
 }
 
 impl Work {
-    fn is_tree(&self) -> bool {
+    pub fn is_tree(&self) -> bool {
         matches!(self.scope, Scope::Subtree | Scope::Full)
     }
 }
