@@ -253,7 +253,7 @@ const REST: i64 = 20;
 
 /// Nothing is read from the kernel's queue during a search. Where more is lost meanwhile, one search must not follow
 /// another without end.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Pace {
     until_ns: i64,
 }

@@ -31,11 +31,12 @@ impl Slot {
             let roots = self.gaps.iter();
             commit.changes = roots.map(|&(r, cause)| Change::gap(self.parts.roots[r].id, cause)).collect();
         }
+        let pace = self.pace;
         let how = self.by_generation(&mut commit);
         let stored = self.store(commit);
         if !stored {
-            // It is made anew at the next try.
-            self.pending = None;
+            // It is made anew at the next try, with its search.
+            (self.pending, self.pace) = (None, pace);
             return Event::NotCommitted;
         }
         self.note(|s| s.filesystem.gaps += 1);

@@ -56,7 +56,7 @@ struct World {
     slot: Slot,
     flusher: Flusher,
     _reports: Receiver<Report>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn eventfd() -> OwnedFd {
@@ -92,7 +92,7 @@ fn world() -> World {
     let wake = Arc::new(eventfd());
     let flusher = Flusher { inbox: sender, wake: Arc::clone(&wake) };
     let slot = Slot::new(parts, shared, inbox, wake);
-    World { slot, flusher, _reports: receiver, _dir: dir }
+    World { slot, flusher, _reports: receiver, dir }
 }
 
 impl World {
@@ -151,6 +151,14 @@ fn flushes_that_nobody_waits_for_any_more_do_not_pile_up_while_a_disk_hangs() {
         assert!(world.slot.flushes.len() <= limits::WAITING_MAX);
         assert_eq!(cut_off.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected), "told at once");
     }
+}
+
+#[test]
+fn a_gap_that_was_not_stored_has_its_search_before_it_and_may_search_again() {
+    let mut world = world();
+    std::fs::remove_file(world.dir.path().join("journal.db")).unwrap();
+    assert_eq!(world.slot.commit_gap(Cause::Start), Event::NotCommitted);
+    assert_eq!(world.slot.pace, Pace::default());
 }
 
 #[test]
