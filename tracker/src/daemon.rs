@@ -191,6 +191,11 @@ impl Machine {
         self.read
     }
 
+    /// False if it ended because the journal took no more.
+    pub fn all_committed(&self) -> bool {
+        self.failures == 0
+    }
+
     pub fn request(&mut self, request: Request) {
         let aim = match request {
             Request::Probe => {

@@ -342,6 +342,31 @@ fn stopping_gives_up_on_a_journal_that_takes_nothing() {
         }
     }
     assert_eq!(command, Command::End);
+    assert!(!run.machine.all_committed());
+}
+
+#[test]
+fn who_stops_before_its_gap_is_stored_has_not_committed_everything() {
+    let mut run = Run::new();
+    run.on(Event::Begin);
+    run.on(Event::Placed);
+    run.machine.request(Request::Stop);
+    for _ in 1..STOP_FAILURES_MAX {
+        assert!(matches!(run.on(Event::NotCommitted), Command::Wait { .. }));
+        run.now_ns += RETRY_MAX_NS;
+        assert_eq!(run.on(Event::Woken { readable: false }), Command::CommitGap(Cause::Start));
+    }
+    assert_eq!(run.on(Event::NotCommitted), Command::End);
+    assert!(!run.machine.all_committed());
+}
+
+#[test]
+fn a_root_that_is_not_there_owes_nothing_at_a_stop() {
+    let mut run = Run::idle();
+    run.ask(Request::Probe);
+    run.on(Event::Checked(Verdict::Absent));
+    assert_eq!(run.ask(Request::Stop), Command::End);
+    assert!(run.machine.all_committed());
 }
 
 #[test]

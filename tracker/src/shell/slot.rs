@@ -150,7 +150,7 @@ impl Slot {
         }
     }
 
-    /// False if something could not be committed.
+    /// False if the journal did not take everything.
     fn run(mut self) -> bool {
         let left = self.parts.keep.has_group();
         if !left {
@@ -167,7 +167,7 @@ impl Slot {
                 command => event = self.carry_out(command, machine.events_read()),
             }
         }
-        let clean = self.pending.is_none();
+        let clean = machine.all_committed();
         if let (true, Some(source)) = (clean, &mut self.source) {
             source.leave();
         }
