@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt as _;
 use tempfile::TempDir;
 use tests::compare::{Depth, assert_equal};
 use tests::mount::{LoopFs, available};
-use tests::programs::{Daemon, call, text};
+use tests::programs::{Daemon, call, program, text};
+use tests::supervisor::Supervisor;
 use tests::workload::{Workload, plant};
 
 const QUIET_FILES: usize = 3_000;
@@ -48,9 +49,31 @@ impl Setup {
         self.fs.path().join("root")
     }
 
+    /// The disk as it is now; what is written from here on is lost when it is put back.
+    fn older(&self) -> PathBuf {
+        self.commit();
+        self.sync();
+        let older = self.dir.path().join("older");
+        fs::copy(self.fs.image(), &older).unwrap();
+        older
+    }
+
+    fn unmount(&mut self) {
+        self.fs.unmount().unwrap();
+    }
+
     fn mount(&mut self) {
         self.fs.mount().unwrap();
         self.fs.remount(OPTIONS).unwrap();
+    }
+
+    fn put_back(&mut self, older: &Path) {
+        fs::copy(older, self.fs.image()).unwrap();
+        self.mount();
+    }
+
+    fn sync(&self) {
+        rustix::fs::syncfs(fs::File::open(self.fs.path()).unwrap()).unwrap();
     }
 
     fn config(&self) -> PathBuf {
@@ -59,7 +82,7 @@ impl Setup {
 
     /// Everything so far is of an older generation than what comes.
     fn commit(&self) {
-        rustix::fs::syncfs(fs::File::open(self.fs.path()).unwrap()).unwrap();
+        self.sync();
         fs::write(self.fs.path().join("outside/tick"), "tick").unwrap();
     }
 
@@ -67,9 +90,14 @@ impl Setup {
     fn one_run(&self) -> u64 {
         self.commit();
         let daemon = Daemon::start(&self.config());
+        let examined = self.mirror();
+        assert_eq!(daemon.stop(), Some(0));
+        examined
+    }
+
+    fn mirror(&self) -> u64 {
         let output = call("syncer", &self.config(), &["--json", "run"]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-        assert_eq!(daemon.stop(), Some(0));
         assert_equal(&self.root(), &self.dir.path().join("copy"), Depth::All);
         let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         report["examined"].as_u64().unwrap()
@@ -112,17 +140,77 @@ fn a_disk_that_was_put_back_to_an_older_state_is_looked_at_as_a_whole() {
     }
     let mut setup = Setup::new();
     setup.one_run();
-    let (image, older) = (setup.fs.image(), setup.dir.path().join("older"));
-    setup.fs.unmount().unwrap();
-    fs::copy(&image, &older).unwrap();
+    let older = setup.older();
+    setup.unmount();
     setup.mount();
     fs::write(setup.root().join("quiet/1"), "newer").unwrap();
     fs::write(setup.root().join("made"), "later").unwrap();
     assert!(setup.one_run() < 20, "the generations go on after an unmount");
-    setup.fs.unmount().unwrap();
-    fs::copy(&older, &image).unwrap();
-    setup.mount();
+    setup.unmount();
+    setup.put_back(&older);
     let examined = setup.one_run();
     assert!(examined > QUIET_FILES as u64, "{examined}");
     assert!(!setup.dir.path().join("copy/made").exists());
+}
+
+#[test]
+fn a_disk_that_lost_what_was_mirrored_already_is_looked_at_as_a_whole() {
+    if !available("btrfs") {
+        return;
+    }
+    let mut setup = Setup::new();
+    setup.one_run();
+    for tracker_sees_it_go in [true, false] {
+        let daemon = Daemon::start(&setup.config());
+        let older = setup.older();
+        fs::write(setup.root().join("quiet/1"), "lost with the disk").unwrap();
+        setup.mirror();
+        if tracker_sees_it_go {
+            setup.unmount();
+            assert!(call("tracker", &setup.config(), &["flush"]).status.success());
+            assert_eq!(daemon.stop(), Some(0));
+        } else {
+            daemon.kill();
+            setup.unmount();
+        }
+        setup.put_back(&older);
+        let examined = setup.one_run();
+        assert!(examined > QUIET_FILES as u64, "{examined}");
+    }
+}
+
+#[test]
+fn what_a_tracker_that_went_on_without_a_gap_committed_does_not_count_as_made_last() {
+    if !available("btrfs") {
+        return;
+    }
+    let mut setup = Setup::new();
+    setup.one_run();
+    let mut tracker = Supervisor::new(&program("tracker"), &setup.config());
+    tracker.start();
+    assert!(tracker.stop().success());
+    tracker.start();
+    let older = setup.older();
+    fs::write(setup.root().join("quiet/1"), "lost with the disk").unwrap();
+    setup.mirror();
+    assert!(tracker.log().contains("clean stop: adopted"), "{}", tracker.log());
+    tracker.kill();
+    tracker.empty_the_store();
+    setup.unmount();
+    setup.put_back(&older);
+    let examined = setup.one_run();
+    assert!(examined > QUIET_FILES as u64, "{examined}");
+}
+
+#[test]
+fn a_killed_tracker_asks_a_disk_that_stayed_mounted_what_changed() {
+    if !available("btrfs") {
+        return;
+    }
+    let setup = Setup::new();
+    setup.one_run();
+    Daemon::start(&setup.config()).kill();
+    fs::write(setup.root().join("quiet/1"), "newer").unwrap();
+    let examined = setup.one_run();
+    assert!(examined < 20, "{examined}");
 }

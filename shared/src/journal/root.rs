@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::append::{Change, append_changes};
 use super::coalesce::{Coalesce, Watermarks};
-use super::generation::forget_all;
+use super::generation::{forget_all, forget_mounted};
 use super::{Journal, RootId};
 use crate::config::Root;
 use crate::database::DatabaseError;
@@ -153,7 +153,7 @@ impl Journal {
     pub fn end_session(&mut self, session: i64, now_ns: i64) -> Result<(), DatabaseError> {
         self.write("end a session", |tx| {
             tx.execute("UPDATE session SET ended_ns = ?2 WHERE id = ?1", params![session, now_ns])?;
-            Ok(())
+            forget_mounted(tx)
         })
     }
 }

@@ -37,7 +37,8 @@ pub const MIGRATIONS: &[M<'static>] = &[
         root INTEGER PRIMARY KEY,
         subvolume BLOB NOT NULL,
         inode INTEGER NOT NULL,
-        generation INTEGER NOT NULL
+        generation INTEGER NOT NULL,
+        mount INTEGER
     );
     CREATE TABLE leg(
         name TEXT PRIMARY KEY,

@@ -405,6 +405,28 @@ fn what_is_known_of_a_filesystem_goes_only_if_nobody_tracks_it() {
 }
 
 #[test]
+fn a_generation_is_of_the_mount_that_it_was_read_on_until_an_orderly_end_made_it_last() {
+    let World { _dir, mut journal, root, .. } = world();
+    let read = |mount| Generation { subvolume: [1; 16], inode: 256, generation: 100, mount };
+    let record = |journal: &mut Journal| {
+        let commit = Commit { generations: vec![(root, read(Some(7)))], ..Commit::default() };
+        journal.append(&mut Coalesce::default(), &commit, 0).unwrap();
+    };
+    record(&mut journal);
+    journal.bind_generation(root, 8).unwrap();
+    journal.make_generation_last(root, 8).unwrap();
+    assert_eq!(journal.generation(root).unwrap(), Some(read(Some(7))), "it is of another mount");
+    journal.make_generation_last(root, 7).unwrap();
+    let (session, _) = journal.begin_session("boot a", "1", 0).unwrap();
+    journal.end_session(session, 1).unwrap();
+    assert_eq!(journal.generation(root).unwrap(), Some(read(None)));
+    journal.bind_generation(root, 8).unwrap();
+    assert_eq!(journal.generation(root).unwrap(), Some(read(Some(8))));
+    journal.end_session(session, 1).unwrap();
+    assert_eq!(journal.generation(root).unwrap(), None, "another mount of another boot may have this number");
+}
+
+#[test]
 fn a_session_knows_how_the_one_before_ended() {
     let World { _dir, mut journal, .. } = world();
     let (first, before) = journal.begin_session("boot a", "1", 0).unwrap();

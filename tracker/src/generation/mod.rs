@@ -9,15 +9,16 @@ mod sys;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
+use shared::database::DatabaseError;
 use shared::entry::{Cause, Mask, Scope};
 use shared::journal::{Change, Commit, Generation, Journal, RootId};
 use shared::limits;
 use shared::path::RelPath;
 
-use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot, open_dir};
+use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 use items::{
     Damaged, FIRST_INODE, INODE_EXTREF, INODE_ITEM, INODE_REF, ITEM_BYTES_MAX, Inode, Items, Key, LAST_INODE,
     Name,
@@ -62,8 +63,9 @@ pub fn work_off(
             continue;
         };
         let now = now(&open);
-        commit.generations.extend(now.as_ref().ok().map(|now| (root.id, *now)));
         let recorded = journal.generation(root.id).ok().flatten();
+        let void = recorded.map(|recorded| Generation { mount: Some(NO_MOUNT), ..recorded });
+        commit.generations.extend(now.as_ref().ok().copied().or(void).map(|fresh| (root.id, fresh)));
         let begun = Instant::now();
         let found = now.and_then(|now| {
             let since = since(gap.cause, recorded, now)?;
@@ -93,28 +95,46 @@ pub fn work_off(
     notes
 }
 
-/// Makes all that was committed of these roots last, where generations are asked for after the next boot. False if it
-/// may not last: then the end must not be told as an orderly one.
-pub fn make_durable<'a>(roots: impl Iterator<Item = &'a Path>) -> bool {
-    let durable = |root: &Path| -> io::Result<()> {
-        let fd = open_dir(root)?;
-        if rustix::fs::fstatfs(&fd)?.f_type == BTRFS {
-            rustix::fs::syncfs(&fd)?;
+/// For a start without a gap: what an orderly end made last was all that was committed, and from now on there is more,
+/// on the present mount.
+pub fn bind(roots: &[TrackedRoot], journal: &mut Journal) -> Result<(), DatabaseError> {
+    for (root, open) in present(roots) {
+        journal.bind_generation(root.id, mount(&open).unwrap_or(NO_MOUNT))?;
+    }
+    Ok(())
+}
+
+/// At an orderly end: what was committed of these roots is put on their disk, so that a later mount has it. A root for
+/// which that fails, or that is not there, is looked at as a whole after its next mount.
+pub fn make_last(roots: &[TrackedRoot], journal: &mut Journal) {
+    for (root, open) in present(roots) {
+        let Some(mount) = mount(&open) else { continue };
+        if let Err(e) = rustix::fs::syncfs(&open.fd) {
+            tracing::warn!("cannot sync {}: {e}", root.path.display());
+        } else if let Err(e) = journal.make_generation_last(root.id, mount) {
+            tracing::warn!("{e}");
         }
-        Ok(())
-    };
-    roots.fold(true, |all, root| match durable(root) {
-        // What is not there is looked at as a whole when it comes back.
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!("{}: {e}", root.display());
-            false
-        }
-        _ => all,
+    }
+}
+
+/// The roots of filesystems with generations, as far as they are there.
+fn present(roots: &[TrackedRoot]) -> impl Iterator<Item = (&TrackedRoot, OpenRoot)> {
+    roots.iter().filter(|root| is_btrfs(root)).filter_map(|root| match root.look() {
+        Found::Ok(open) => Some((root, open)),
+        Found::Not { .. } => None,
     })
 }
 
-/// The magic number of statfs(2).
-const BTRFS: rustix::fs::FsWord = 0x9123_683E;
+/// Which mount of the filesystem this is: its directory in sysfs comes with the first mount and goes with the last, and
+/// the kernel never gives its inode number again until the next boot. The numbers of mounts themselves would not do:
+/// each start of a service with a view of its own has others.
+fn mount(open: &OpenRoot) -> Option<u64> {
+    let uuid = open.identity.uuid.as_ref()?;
+    Some(std::fs::metadata(format!("/sys/fs/btrfs/{uuid}")).ok()?.ino())
+}
+
+/// What the kernel gives to none.
+const NO_MOUNT: u64 = 0;
 
 fn is_btrfs(root: &TrackedRoot) -> bool {
     root.expected.as_ref().is_some_and(|identity| identity.fs == "btrfs")
@@ -128,13 +148,13 @@ fn now(open: &OpenRoot) -> Result<Generation, Whole> {
         return Err(Whole::Unproven("the subvolume has no UUID"));
     }
     let generation = sys::generation(open.fd.as_fd()).map_err(io("read the generation"))?;
-    Ok(Generation { subvolume, inode: open.identity.inode, generation })
+    let mount = mount(open).ok_or(Whole::Unproven("its mount cannot be told from a later one"))?;
+    Ok(Generation { subvolume, inode: open.identity.inode, generation, mount: Some(mount) })
 }
 
 /// From which generation on a search finds everything that the gap stands for. Only where the disk is the same, and
 /// nothing happened but that events were lost or nobody listened.
 fn since(cause: Cause, recorded: Option<Generation>, now: Generation) -> Result<u64, Whole> {
-    // Not after a remount: a disk that was pulled out may come back with less than it had.
     use Cause::{Adoption, Boot, Damaged, DiskFull, Overflow, Poison, Start, Unresolved};
     if !matches!(cause, Start | Boot | Overflow | Unresolved | Damaged | Poison | DiskFull | Adoption) {
         return Err(Whole::NotAsked);
@@ -144,6 +164,8 @@ fn since(cause: Cause, recorded: Option<Generation>, now: Generation) -> Result<
         Err(Whole::Unproven("it is another subvolume than before"))
     } else if recorded.inode != now.inode {
         Err(Whole::Unproven("its top is another directory than before"))
+    } else if recorded.mount.is_some() && recorded.mount != now.mount {
+        Err(Whole::Unproven("it may have been mounted anew since, with less than it had"))
     } else if recorded.generation > now.generation {
         Err(Whole::Unproven("its generation is older than before"))
     } else {
@@ -290,10 +312,7 @@ impl Generations {
             self.ready = std::mem::take(&mut self.read);
         }
         if self.read.is_empty() {
-            let fresh = roots.iter().filter(|root| is_btrfs(root)).filter_map(|root| match root.look() {
-                Found::Ok(open) => Some((root.id, now(&open).ok()?)),
-                Found::Not { .. } => None,
-            });
+            let fresh = present(roots).filter_map(|(root, open)| Some((root.id, now(&open).ok()?)));
             (self.read, self.read_ns, self.drained) = (fresh.collect(), now_ns, false);
         }
     }

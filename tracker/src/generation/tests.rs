@@ -2,7 +2,7 @@
 
 use super::*;
 
-const THEN: Generation = Generation { subvolume: [1; 16], inode: 256, generation: 100 };
+const THEN: Generation = Generation { subvolume: [1; 16], inode: 256, generation: 100, mount: Some(7) };
 
 fn why(cause: Cause, recorded: Option<Generation>, now: Generation) -> String {
     since(cause, recorded, now).unwrap_err().to_string()
@@ -30,6 +30,16 @@ fn another_subvolume_or_an_older_state_of_it_is_looked_at_as_a_whole() {
     assert!(why(Cause::Start, Some(THEN), Generation { subvolume: [2; 16], ..THEN }).contains("subvolume"));
     assert!(why(Cause::Start, Some(THEN), Generation { inode: 257, ..THEN }).contains("directory"));
     assert!(why(Cause::Start, Some(THEN), Generation { generation: 99, ..THEN }).contains("older"));
+}
+
+#[test]
+fn a_later_mount_has_all_that_was_committed_only_after_an_orderly_end() {
+    let remounted = Generation { mount: Some(8), ..THEN };
+    assert!(why(Cause::Start, Some(THEN), remounted).contains("mounted anew"));
+    assert!(
+        why(Cause::Start, Some(Generation { mount: Some(NO_MOUNT), ..THEN }), THEN).contains("mounted anew")
+    );
+    assert_eq!(since(Cause::Start, Some(Generation { mount: None, ..THEN }), remounted).unwrap(), 100);
 }
 
 #[test]

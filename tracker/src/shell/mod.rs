@@ -26,7 +26,6 @@ use shared::files::{self, Durability};
 use shared::limits;
 use shared::status::{SCHEMA, Status};
 
-use crate::generation;
 use server::Server;
 pub(crate) use slot::JOURNAL_ERROR;
 use slot::SlotHandle;
@@ -276,9 +275,7 @@ impl Daemon {
         if self.unclean || !asked {
             return Err(RunError::Unclean);
         }
-        if generation::make_durable(self.config.roots.iter().map(|root| root.path.as_path())) {
-            self.end_session().map_err(RunError::Journal)?;
-        }
+        self.end_session().map_err(RunError::Journal)?;
         tracing::info!("stopped, everything is committed");
         Ok(Exit::Ok)
     }

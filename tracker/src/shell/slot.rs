@@ -25,7 +25,7 @@ use super::room::Room;
 use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
-use crate::generation::{Generations, Pace};
+use crate::generation::{self, Generations, Pace};
 use crate::intake::fanotify::Fanotify;
 use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
@@ -168,8 +168,9 @@ impl Slot {
             }
         }
         let clean = machine.all_committed();
-        if let (true, Some(source)) = (clean, &mut self.source) {
-            source.leave();
+        if clean {
+            self.on_disk(|slot| generation::make_last(&slot.parts.roots, &mut slot.parts.journal));
+            self.source.iter_mut().for_each(|source| source.leave());
         }
         // The group and the journal are closed before anybody hears of the end.
         clean

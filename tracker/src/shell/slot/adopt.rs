@@ -4,11 +4,12 @@ use shared::clock::Clock as _;
 
 use super::Slot;
 use crate::daemon::Event;
+use crate::generation;
 use crate::intake::fanotify::{Adopted, Fanotify, Known};
 
 impl Slot {
     pub(super) fn adopt(&mut self) -> Event {
-        let known = match self.known() {
+        let known = match self.on_disk(Slot::known) {
             Ok(known) => known,
             Err(e) => {
                 self.note_error(&e.to_string());
@@ -27,7 +28,8 @@ impl Slot {
         }
     }
 
-    fn known(&self) -> Result<Known, shared::database::DatabaseError> {
+    fn known(&mut self) -> Result<Known, shared::database::DatabaseError> {
+        generation::bind(&self.parts.roots, &mut self.parts.journal)?;
         let (journal, fs) = (&self.parts.journal, &self.parts.fs_key);
         let doubts = journal.doubts(fs)?.into_iter().map(|d| d.handle).collect();
         Ok(Known { mark: journal.intake(fs)?, doubts })
