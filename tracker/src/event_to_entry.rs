@@ -59,6 +59,11 @@ pub fn by_handle(root: &TrackedRoot, handle: &Handle, mask: Mask) -> Change {
     }
 }
 
+/// The name the kernel gives a file made with O_TMPFILE: `#` and its inode number.
+pub fn looks_nameless(name: &[u8]) -> bool {
+    name.len() > 1 && name[0] == b'#' && name[1..].iter().all(u8::is_ascii_digit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,6 +156,14 @@ mod tests {
         let bytes = [257u64.to_le_bytes(), 300u64.to_le_bytes()].concat();
         assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes }), Some(300));
         assert_eq!(subvolume_of(HandleRef { kind: 0x4d, bytes: &bytes[..12] }), None);
+    }
+
+    #[test]
+    fn only_a_hash_sign_and_digits_look_nameless() {
+        assert!(looks_nameless(b"#12345"));
+        for name in [&b"#"[..], b"#12a", b"12", b"x#1"] {
+            assert!(!looks_nameless(name), "{name:?}");
+        }
     }
 
     #[test]

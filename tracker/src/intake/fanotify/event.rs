@@ -94,7 +94,8 @@ impl Fanotify {
             // "gone" may be the disk failing. The other way round is no proof: a place may come from the cache.
             let has_place = self.resolver.place(named.dir).is_ok();
             made = self.by_its_handle(target, what, has_place, batch)?;
-            if !mask.contains(Mask::DELETE) {
+            let is_told = mask.contains(Mask::DELETE) || (has_place && !entry::looks_nameless(named.name));
+            if !is_told {
                 return Ok(made);
             }
         }
