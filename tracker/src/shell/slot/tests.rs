@@ -128,7 +128,8 @@ fn an_error_of_placing_ends_when_placed_and_others_stay() {
     assert_eq!(world.last_error(), "");
     world.set_error("the filesystem reports an error of its own");
     assert_eq!(world.slot.place(), Event::Placed);
-    assert_eq!(world.slot.read(), Event::Empty);
+    // Others use this filesystem, too.
+    assert_ne!(world.slot.read(), Event::ReadFailed);
     assert!(world.last_error().starts_with("the filesystem"), "{}", world.last_error());
 }
 
