@@ -33,7 +33,7 @@ pub enum Command {
     SettleDue,
     /// Judge all absent rows.
     Guard,
-    /// Look again at the next rows released, and remove their objects.
+    /// Look again at the next rows released, and remove their objects, behind intents of their own.
     Remove,
     ConfirmRemoved,
     WriteRemoved,

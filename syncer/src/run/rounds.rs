@@ -288,7 +288,7 @@ impl Run<'_> {
 
     pub(super) fn write_receipts(&mut self) -> Result<(), RunError> {
         let mut changes = std::mem::take(&mut self.plan.changes);
-        let (mut fulfilled, mut unknown) = (Vec::new(), Vec::new());
+        let (mut fulfilled, mut unknown) = (std::mem::take(&mut self.removal.intents), Vec::new());
         for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
             let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
             match result {
