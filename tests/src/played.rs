@@ -1,5 +1,5 @@
-//! What a test plays to a run in the place of the real thing: the tracker, the rest between two rounds, what a tree
-//! answers, and a store that is cut off.
+//! What a test plays to a run in the place of the real thing: the tracker, the clock, the rest between two rounds, what
+//! a tree answers, and a store that is cut off.
 
 use std::ffi::CStr;
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shared::clock::{Clock as _, SystemClock};
+use shared::clock::{Clock, SystemClock};
 use shared::entry::Handle;
 use shared::exit::Exit;
 use shared::path::RelPath;
@@ -52,6 +52,19 @@ impl Tracker for PlayedTracker {
     }
 }
 
+/// The clock of a run that comes so much later.
+pub struct Later(pub Duration);
+
+impl Clock for Later {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns() + self.0.as_nanos() as i64
+    }
+
+    fn boot_ns(&self) -> i64 {
+        SystemClock.boot_ns()
+    }
+}
+
 /// A rest that the test plays: it gets what the run gives, and says whether there is to be another round.
 pub struct PlayedRest<F>(pub F);
 
@@ -75,6 +88,8 @@ pub struct Bent {
     pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
     pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called before each read of an open file.
+    pub at_read: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Called after a file was read and found unchanged.
     pub after_read: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -102,7 +117,7 @@ struct BentTree {
 
 struct BentFile {
     real: Arc<dyn SourceFile>,
-    after_read: Option<Arc<dyn Fn() + Send + Sync>>,
+    bent: Bent,
 }
 
 impl SourceFile for BentFile {
@@ -111,6 +126,9 @@ impl SourceFile for BentFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(work) = &self.bent.at_read {
+            work();
+        }
         self.real.read_at(buffer, offset)
     }
 
@@ -120,7 +138,7 @@ impl SourceFile for BentFile {
 
     fn unchanged(&self) -> io::Result<bool> {
         let unchanged = self.real.unchanged()?;
-        if let Some(work) = &self.after_read {
+        if let Some(work) = &self.bent.after_read {
             work();
         }
         Ok(unchanged)
@@ -149,7 +167,7 @@ impl Tree for BentTree {
             work();
         }
         let real = self.real.open(path)?;
-        Ok(Arc::new(BentFile { real, after_read: self.bent.after_read.clone() }))
+        Ok(Arc::new(BentFile { real, bent: self.bent.clone() }))
     }
 
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {

@@ -306,7 +306,7 @@ impl Run<'_> {
         }
         self.owed = std::mem::take(&mut self.removal.owed);
         self.write_receipts()?;
-        let rows = self.deferrals();
+        let rows = self.deferrals()?;
         self.owed.clear();
         let leg = self.parts.leg.name.to_string();
         if !rows.is_empty() {
