@@ -162,6 +162,8 @@ pub struct Run<'a> {
     /// Until when, by the clock that does not stop.
     due_until_ns: Option<i64>,
     removal: removal::Removal,
+    /// When the destination was asked about intents, by the clock that does not stop.
+    settled_ns: Option<i64>,
     silent: silent::Silent,
     recount: linked::Recount,
     /// Roots whose listing was compared and whose tree is being examined.
@@ -190,6 +192,7 @@ impl<'a> Run<'a> {
             due: HashMap::new(),
             due_until_ns: None,
             removal: removal::Removal::default(),
+            settled_ns: None,
             silent: silent::Silent::default(),
             recount: linked::Recount::default(),
             full_passes: Vec::new(),

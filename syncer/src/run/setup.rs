@@ -169,6 +169,10 @@ impl Run<'_> {
     /// catalog as a listed object of ours, and its path is examined again. Never a delete on the strength of an intent
     /// alone.
     pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
+        if self.was_done_of_late(self.settled_ns, limits::INTENT_GRACE) {
+            return Ok(());
+        }
+        self.settled_ns = Some(self.parts.clock.boot_ns());
         for index in 0..self.roots.len() {
             let Some(root) = self.roots[index].catalog else { continue };
             let (mut changes, mut fulfilled, mut open, mut deferred) = (vec![], vec![], vec![], vec![]);
