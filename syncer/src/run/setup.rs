@@ -166,13 +166,12 @@ impl Run<'_> {
     }
 
     /// A name that a dead run may have brought into being, or removed, is asked for; what stands there enters the
-    /// catalog as a listed object of ours, and its path is examined again. Never a delete on the strength of an intent
-    /// alone.
+    /// catalog as a listed object of ours, a row of what does not is doubted, and the path is examined again. Never a
+    /// delete on the strength of an intent alone.
     pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
         if self.was_done_of_late(self.settled_ns, limits::INTENT_GRACE) {
             return Ok(());
         }
-        self.settled_ns = Some(self.parts.clock.boot_ns());
         for index in 0..self.roots.len() {
             let Some(root) = self.roots[index].catalog else { continue };
             let (mut changes, mut fulfilled, mut open, mut deferred) = (vec![], vec![], vec![], vec![]);
@@ -183,6 +182,7 @@ impl Run<'_> {
                 if done { fulfilled.push((root, intent.key)) } else { open.push((root, intent.key)) }
             }
             if !deferred.is_empty() {
+                self.settled_ns = Some(self.parts.clock.boot_ns());
                 // Owed before forgotten: a crash between the two repeats the question.
                 self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
                 self.parts.catalog.apply(&changes, &[])?;
