@@ -1,17 +1,19 @@
-//! What a test plays to a run in the place of the real thing: the tracker, the rest between two rounds, and what a
-//! tree answers.
+//! What a test plays to a run in the place of the real thing: the tracker, the clock, the rest between two rounds, what
+//! a tree answers, and a store that is cut off.
 
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use shared::clock::{Clock as _, SystemClock};
+use shared::clock::{Clock, SystemClock};
 use shared::entry::Handle;
+use shared::exit::Exit;
 use shared::path::RelPath;
+use syncer::leg::{Calls, Holds, Listed, Page, Problem, Put, Receipt, Remove, Store, StoreError};
 use syncer::report::Report;
 use syncer::run::{Parts, Rest, Tracker};
 use syncer::tree::{Dir, Look, SourceFile, Stat, Tree, TreeError, Xattrs};
@@ -50,6 +52,19 @@ impl Tracker for PlayedTracker {
     }
 }
 
+/// The clock of a run that comes so much later.
+pub struct Later(pub Duration);
+
+impl Clock for Later {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns() + self.0.as_nanos() as i64
+    }
+
+    fn boot_ns(&self) -> i64 {
+        SystemClock.boot_ns()
+    }
+}
+
 /// A rest that the test plays: it gets what the run gives, and says whether there is to be another round.
 pub struct PlayedRest<F>(pub F);
 
@@ -73,6 +88,8 @@ pub struct Bent {
     pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
     pub at_open: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Called before each read of an open file.
+    pub at_read: Option<Arc<dyn Fn() + Send + Sync>>,
     /// Called after a file was read and found unchanged.
     pub after_read: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -100,7 +117,7 @@ struct BentTree {
 
 struct BentFile {
     real: Arc<dyn SourceFile>,
-    after_read: Option<Arc<dyn Fn() + Send + Sync>>,
+    bent: Bent,
 }
 
 impl SourceFile for BentFile {
@@ -109,6 +126,9 @@ impl SourceFile for BentFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if let Some(work) = &self.bent.at_read {
+            work();
+        }
         self.real.read_at(buffer, offset)
     }
 
@@ -118,7 +138,7 @@ impl SourceFile for BentFile {
 
     fn unchanged(&self) -> io::Result<bool> {
         let unchanged = self.real.unchanged()?;
-        if let Some(work) = &self.after_read {
+        if let Some(work) = &self.bent.after_read {
             work();
         }
         Ok(unchanged)
@@ -147,7 +167,7 @@ impl Tree for BentTree {
             work();
         }
         let real = self.real.open(path)?;
-        Ok(Arc::new(BentFile { real, after_read: self.bent.after_read.clone() }))
+        Ok(Arc::new(BentFile { real, bent: self.bent.clone() }))
     }
 
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {
@@ -213,5 +233,74 @@ impl Dir for BentDir {
     fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>> {
         let path = self.path.child(name.to_bytes()).unwrap();
         Ok(Arc::new(BentDir { real: self.real.dir(name)?, path, bent: self.bent.clone() }))
+    }
+}
+
+/// A store that stops the run between its first removals and their receipts, as a kill there does.
+pub struct CutOff {
+    real: Arc<dyn Store>,
+    removed: AtomicBool,
+}
+
+impl CutOff {
+    /// Puts it over the store of a run.
+    pub fn over(parts: &mut Parts) {
+        let make = std::mem::replace(&mut parts.make_store, Box::new(|_| unreachable!("replaced below")));
+        parts.make_store =
+            Box::new(move |leg| Ok(Arc::new(CutOff { real: make(leg)?, removed: AtomicBool::new(false) })));
+    }
+}
+
+#[async_trait]
+impl Store for CutOff {
+    fn holds(&self) -> Holds {
+        self.real.holds()
+    }
+
+    async fn open(&self) -> Result<(), StoreError> {
+        self.real.open().await
+    }
+
+    fn identity(&self) -> String {
+        self.real.identity()
+    }
+
+    async fn prepare(&self) -> Result<(), StoreError> {
+        self.real.prepare().await
+    }
+
+    async fn put(&self, put: Put) -> Result<Receipt, StoreError> {
+        self.real.put(put).await
+    }
+
+    async fn remove(&self, remove: Remove) -> Result<(), StoreError> {
+        self.real.remove(remove).await?;
+        self.removed.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.real.sync().await?;
+        if self.removed.load(Ordering::Relaxed) {
+            let stop = Problem::Stop(Exit::Failed);
+            return Err(StoreError::new("sync", "the destination", stop, "cut off by the test"));
+        }
+        Ok(())
+    }
+
+    async fn list(&self, top: &RelPath, page: Option<String>) -> Result<Page, StoreError> {
+        self.real.list(top, page).await
+    }
+
+    async fn newest(&self, dest: &RelPath) -> Result<Option<Listed>, StoreError> {
+        self.real.newest(dest).await
+    }
+
+    fn calls(&self) -> Calls {
+        self.real.calls()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.real.notes()
     }
 }

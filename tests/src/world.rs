@@ -132,7 +132,17 @@ impl World {
 
     /// A run that goes on for as long as `rest` says so.
     pub fn watch(&self, leg: &str, rest: impl FnMut(&Report, Option<i64>) -> bool) -> Report {
-        self.start(leg, |_| {}, Some(Box::new(PlayedRest(rest))))
+        self.watch_as(leg, |_| {}, rest)
+    }
+
+    /// One whose parts the test changes first.
+    pub fn watch_as(
+        &self,
+        leg: &str,
+        change: impl FnOnce(&mut Parts),
+        rest: impl FnMut(&Report, Option<i64>) -> bool,
+    ) -> Report {
+        self.start(leg, change, Some(Box::new(PlayedRest(rest))))
     }
 
     fn start(&self, leg: &str, change: impl FnOnce(&mut Parts), rest: Option<Box<dyn Rest + '_>>) -> Report {

@@ -3,14 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use b2_emulator::calls::Call;
 use b2_emulator::faults::{Fault, FaultKind};
+use shared::clock::{Clock, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::Journal;
+use shared::limits;
+use syncer::run::Parts;
 use tests::b2_leg::{B2World, BUCKET, b2_world, fill, leg, leg_on};
-use tests::world::{MADE, ROOT, WRITTEN, note};
+use tests::played::CutOff;
+use tests::world::{MADE, ROOT, WRITTEN, World, note};
 
 /// A mirrored world with these files.
 fn mirrored(files: &[&str]) -> B2World {
@@ -44,6 +50,130 @@ fn an_upload_that_comes_true_late_does_not_win_over_a_newer_one() {
     let report = w.world.run("b2");
     assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
     w.assert_mirrored();
+}
+
+/// Takes a file out of the root, as it is.
+fn take_away(world: &mut World, file: &str) {
+    fs::rename(world.source().join(file), world.path("away")).unwrap();
+    world.saw(file, Scope::SelfOnly, Mask::RENAME);
+}
+
+/// Puts it back, the same in content and time.
+fn bring_back(world: &mut World, file: &str) {
+    fs::rename(world.path("away"), world.source().join(file)).unwrap();
+    world.saw(file, Scope::SelfOnly, Mask::RENAME);
+}
+
+#[test]
+fn a_file_that_comes_back_after_a_removal_without_an_answer_is_sent_again() {
+    let mut w = mirrored(&["file", "keep"]);
+    take_away(&mut w.world, "file");
+    w.b2.inject(Fault::next(Call::HideFile, FaultKind::DropAfterEffect));
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.removed), (Exit::Partial, 0), "{}", report.text());
+    assert_eq!(w.content("file"), None);
+    bring_back(&mut w.world, "file");
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    w.assert_mirrored();
+}
+
+#[test]
+fn a_file_that_comes_back_after_a_run_was_killed_in_its_removal_is_sent_again() {
+    let mut w = mirrored(&["file", "keep"]);
+    take_away(&mut w.world, "file");
+    assert_eq!(w.world.run_as("b2", CutOff::over).exit, Exit::Failed);
+    assert_eq!(w.content("file"), None);
+    bring_back(&mut w.world, "file");
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    w.assert_mirrored();
+}
+
+#[test]
+fn a_removal_that_comes_true_late_does_not_win_over_a_newer_file() {
+    let mut w = mirrored(&["file", "keep"]);
+    take_away(&mut w.world, "file");
+    w.b2.inject(Fault::next(Call::HideFile, FaultKind::LateCompletion));
+    assert_eq!(w.world.run("b2").removed, 0);
+    bring_back(&mut w.world, "file");
+    fs::write(w.world.source().join("file"), "newer").unwrap();
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    assert_eq!((w.b2.complete_late(), w.content("file")), (1, None));
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+    w.assert_mirrored();
+}
+
+/// Tells a time so much later.
+struct Leaps(Arc<AtomicI64>);
+
+impl Clock for Leaps {
+    fn wall_ns(&self) -> i64 {
+        SystemClock.wall_ns() + self.0.load(Ordering::Relaxed)
+    }
+
+    fn boot_ns(&self) -> i64 {
+        SystemClock.boot_ns() + self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_run_that_goes_on_asks_once_an_hour_what_came_of_a_request_without_an_answer() {
+    let w = mirrored(&["file", "keep"]);
+    let (file, away, root) = (w.world.source().join("file"), w.world.path("away"), w.world.root);
+    let mut journal = Journal::open(&w.world.config.journal_path()).unwrap();
+    let mut saw = |path: &str, mask: Mask| note(&mut journal, root, path, Scope::SelfOnly, mask);
+    let leap = Arc::new(AtomicI64::new(0));
+    let clock = Arc::new(Leaps(leap.clone()));
+    let listed = || w.b2.counters().calls(Call::ListFileNames);
+    let (mut rests, mut asked) = (0, 0);
+    let change = |parts: &mut Parts| parts.clock = clock;
+    w.world.watch_as("b2", change, |report, _| {
+        rests += 1;
+        match rests {
+            1 => {
+                fs::rename(&file, &away).unwrap();
+                saw("file", Mask::RENAME);
+                w.b2.inject(Fault::next(Call::HideFile, FaultKind::LateCompletion));
+            }
+            2 => {
+                assert_eq!(report.removed, 0, "{}", report.text());
+                fs::write(&file, "newer").unwrap();
+                saw("file", MADE);
+                asked = listed();
+            }
+            3 => {
+                assert_eq!((report.files_sent, listed()), (1, asked + 1), "{}", report.text());
+                assert_eq!((w.b2.complete_late(), w.content("file")), (1, None));
+                leap.store(limits::INTENT_GRACE.as_nanos() as i64, Ordering::Relaxed);
+            }
+            4 => assert_eq!((report.files_sent, listed()), (1, asked + 2), "{}", report.text()),
+            _ => assert_eq!((report.files_sent, listed()), (0, asked + 2), "{}", report.text()),
+        }
+        rests < 5
+    });
+    w.assert_mirrored();
+}
+
+#[test]
+fn a_removal_without_an_answer_or_effect_is_made_again_and_one_with_an_answer_asks_for_nothing_later() {
+    let mut w = mirrored(&["file", "keep"]);
+    take_away(&mut w.world, "file");
+    w.b2.inject(Fault::next(Call::HideFile, FaultKind::LateCompletion));
+    assert_eq!(w.world.run("b2").removed, 0);
+    assert_eq!(w.content("file").unwrap(), "old");
+    let report = w.world.run("b2");
+    assert_eq!((report.exit, report.removed), (Exit::Ok, 1), "{}", report.text());
+    w.assert_mirrored();
+    let mut w = mirrored(&["file", "keep"]);
+    take_away(&mut w.world, "file");
+    assert_eq!(w.world.run("b2").removed, 1);
+    let listed = |w: &B2World| w.b2.counters().calls(Call::ListFileNames);
+    let before = listed(&w);
+    assert_eq!(w.world.run("b2").exit, Exit::Ok);
+    assert_eq!(listed(&w), before);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use shared::exit::Exit;
 use shared::journal::{Journal, RootState};
 use syncer::report::Report;
 use tests::dir_leg::{LEG, age, fill, mirrored, same, same_at, world, world_with};
-use tests::played::{Bent, PlayedTracker};
+use tests::played::{Bent, CutOff, PlayedTracker};
 use tests::tmpfs::Tmpfs;
 use tests::world::{MADE, ROOT, WRITTEN, World, note};
 
@@ -439,4 +439,37 @@ fn the_json_of_a_report_names_each_field_once() {
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         assert_eq!(value.to_string().len(), text.len(), "{text}\n{value}");
     }
+}
+
+#[test]
+fn a_tree_that_comes_back_after_a_run_was_killed_in_its_removal_is_made_again() {
+    let mut world = world();
+    fill(&world);
+    world.run("copy");
+    fs::rename(world.source().join("a"), world.path("away")).unwrap();
+    world.saw("a", Scope::Subtree, Mask::RENAME | Mask::ONDIR);
+    let report = world.run_as("copy", |parts| {
+        parts.wish.allow_deletes = Some(10);
+        CutOff::over(parts);
+    });
+    assert_eq!(report.exit, Exit::Failed, "{}", report.text());
+    assert!(!world.path("copy/a").exists());
+    fs::rename(world.path("away"), world.source().join("a")).unwrap();
+    world.saw("a", Scope::Subtree, Mask::RENAME | Mask::ONDIR);
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
+}
+
+#[test]
+fn what_a_run_removed_when_it_was_killed_counts_for_the_guard() {
+    let mut world = many(10);
+    remove_many(&mut world, 0..5);
+    assert_eq!(world.run_as("copy", CutOff::over).exit, Exit::Failed);
+    assert!(!world.path("copy/many-0").exists());
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.absent), (Exit::Ok, 5), "{}", report.text());
+    remove_many(&mut world, 5..6);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.removed), (Exit::Guard, 0), "{}", report.text());
 }

@@ -201,3 +201,21 @@ fn a_directory_that_a_torn_list_of_names_lacks_is_compared_with_all_below_it() {
     assert_eq!((report.exit, report.deferred, report.removed), (Exit::Ok, 0, 1), "{}", report.text());
     same(&world);
 }
+
+#[test]
+fn a_directory_that_a_torn_list_lacks_and_that_cannot_be_looked_at_is_owed_with_all_below_it() {
+    let mut world = world();
+    let top = world.source();
+    fs::create_dir_all(top.join("d/sub")).unwrap();
+    fs::write(top.join("d/sub/same"), "old").unwrap();
+    world.run("copy");
+    fs::write(top.join("d/sub/new"), "nobody told of it").unwrap();
+    world.saw_gap();
+    let bent = Bent { unlisted: Some("d/sub"), unknown: Some("d/sub"), ..Bent::ahead() };
+    let report = world.run_as("copy", |parts| bent.over(parts));
+    assert_eq!((report.exit, report.deferred), (Exit::Partial, 1), "{}", report.text());
+    world.journal.wake_deferred("copy", Class::Unknown).unwrap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    same(&world);
+}

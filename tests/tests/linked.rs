@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use shared::clock::{Clock, SystemClock};
 use shared::config::Config;
 use shared::entry::{Handle, Mask, Scope};
 use shared::exit::Exit;
@@ -20,7 +19,7 @@ use syncer::run::{Parts, Run};
 use tempfile::TempDir;
 use tests::dir_leg::mirrored;
 use tests::mount::{KINDS, LoopFs, available};
-use tests::played::Bent;
+use tests::played::{Bent, Later};
 use tests::programs::{Daemon, call, text};
 use tests::world::{WRITTEN, note};
 
@@ -32,19 +31,6 @@ struct Scene {
     _daemon: Daemon,
     /// Unmounted after the tracker ended.
     disk: LoopFs,
-}
-
-/// Later than every wait before something owed is tried again.
-struct Later;
-
-impl Clock for Later {
-    fn wall_ns(&self) -> i64 {
-        SystemClock.wall_ns() + limits::BACKOFF_MAX.as_nanos() as i64
-    }
-
-    fn boot_ns(&self) -> i64 {
-        SystemClock.boot_ns()
-    }
 }
 
 impl Scene {
@@ -152,7 +138,8 @@ path = "{base}/only-b"
     /// A run at a time when all that is owed is due.
     fn run_later(&self, leg: &str) -> Report {
         self.run_as(leg, |parts| {
-            parts.clock = Arc::new(Later);
+            // Later than every wait before something owed is tried again.
+            parts.clock = Arc::new(Later(limits::BACKOFF_MAX));
             Bent::ahead().over(parts);
         })
     }
@@ -359,4 +346,17 @@ fn a_young_file_is_read_once_more_when_it_is_published() {
     assert_eq!((report.exit, report.deferred), (Exit::Ok, 1), "{}", report.text());
     let report = scene.run_later("only-b");
     assert_eq!((report.exit, report.deferred, report.files_sent), (Exit::Ok, 0, 0), "{}", report.text());
+}
+
+#[test]
+fn a_young_file_with_an_unknown_name_is_sent_as_often_as_it_is_written() {
+    let Some(scene) = scene(|_| ()) else { return };
+    scene.write("outside/g", "young");
+    scene.link("outside/g", "b/f");
+    for content in ["first", "second", "third one"] {
+        scene.write("outside/g", content);
+        let report = scene.run_as("only-b", |_| ());
+        assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
+        assert_eq!(scene.mirrored("only-b/f"), content);
+    }
 }

@@ -2,15 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use shared::clock::{Clock as _, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
-use shared::journal::{Class, NewDeferred};
+use shared::journal::{Class, Deferred, NewDeferred};
+use shared::limits::{BACKOFF_FIRST, BACKOFF_MAX};
 use shared::path::RelPath;
 use tests::dir_leg::{fill, mirrored, same, world, world_with};
-use tests::played::{Bent, PlayedTracker};
-use tests::world::MADE;
+use tests::played::{Bent, Later, PlayedTracker};
+use tests::world::{MADE, WRITTEN, World};
 
 #[test]
 fn a_first_run_makes_the_destination_equal_and_a_second_does_nothing() {
@@ -202,6 +207,85 @@ fn what_is_owed_is_done_with_once_it_changed_again_and_the_rest_of_it_waits() {
     same(&world);
     let left: Vec<_> = world.journal.deferred("copy", 10).unwrap().into_iter().map(|d| d.key.path).collect();
     assert_eq!(left, [RelPath::parse(b"a/b/secret").unwrap()]);
+}
+
+/// A file that is written whenever it is read.
+struct Hot {
+    world: World,
+    reads: Arc<AtomicU64>,
+}
+
+impl Hot {
+    fn new() -> Hot {
+        Hot { world: mirrored(), reads: Arc::default() }
+    }
+
+    /// Somebody wrote, and a run comes so much later; what it owes then, if anything.
+    fn run(&mut self, later: Duration) -> Option<Deferred> {
+        let (file, reads) = (self.world.source().join("a/b/secret"), self.reads.clone());
+        self.world.saw("a/b/secret", Scope::SelfOnly, WRITTEN);
+        self.world.run_as("copy", |parts| {
+            parts.clock = Arc::new(Later(later));
+            let at_read = move || {
+                reads.fetch_add(1, Ordering::Relaxed);
+                fs::File::options().append(true).open(&file).unwrap().write_all(b"x").unwrap();
+            };
+            Bent { at_read: Some(Arc::new(at_read)), ..Bent::default() }.over(parts);
+        });
+        self.world.journal.deferred("copy", 10).unwrap().pop()
+    }
+
+    fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_file_that_changes_whenever_it_is_read_is_read_less_and_less_often_whatever_its_events() {
+    let mut hot = Hot::new();
+    let (mut later, mut wait) = (Duration::ZERO, BACKOFF_FIRST);
+    for read in 1..=12 {
+        let begun_ns = SystemClock.wall_ns() + later.as_nanos() as i64;
+        let owed = hot.run(later).unwrap();
+        assert_eq!((owed.class, owed.attempts, hot.reads()), (Class::Busy, read, u64::from(read)));
+        let waits = Duration::from_nanos((owed.not_before_ns - begun_ns) as u64);
+        assert!(wait <= waits && waits < wait + BACKOFF_FIRST, "{waits:?} in the place of {wait:?}");
+        // Before its time it is not read, and its newest event is not lost.
+        let renewed = hot.run(later).unwrap();
+        assert_eq!((renewed.not_before_ns, renewed.attempts), (owed.not_before_ns, read));
+        assert_eq!((hot.reads(), renewed.seq > owed.seq), (u64::from(read), true));
+        later += wait + BACKOFF_FIRST;
+        wait = (wait * 2).min(BACKOFF_MAX);
+    }
+    assert_eq!(wait, BACKOFF_MAX);
+    let report = hot.world.run_as("copy", |parts| parts.clock = Arc::new(Later(later + BACKOFF_MAX)));
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    same(&hot.world);
+}
+
+#[test]
+fn a_file_that_changed_while_it_was_read_and_is_gone_now_waits_for_nothing() {
+    let mut hot = Hot::new();
+    assert_eq!(hot.run(Duration::ZERO).unwrap().class, Class::Busy);
+    fs::remove_file(hot.world.source().join("a/b/secret")).unwrap();
+    hot.world.saw("a/b/secret", Scope::SelfOnly, Mask::DELETE);
+    let report = hot.world.run("copy");
+    assert_eq!((report.removed, report.deferred), (1, 0), "{}", report.text());
+    same(&hot.world);
+}
+
+#[test]
+fn a_directory_that_could_not_be_looked_at_is_walked_once_it_changed() {
+    let mut world = mirrored();
+    fs::write(world.source().join("a/b/new"), "nobody told of it").unwrap();
+    world.saw_gap();
+    let bent = Bent { unknown: Some("a/b"), ..Bent::default() };
+    let report = world.run_as("copy", |parts| bent.over(parts));
+    assert_eq!((report.exit, report.deferred), (Exit::Partial, 1), "{}", report.text());
+    world.saw("a/b", Scope::SelfOnly, Mask::ATTRIB | Mask::ONDIR);
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.deferred), (Exit::Ok, 0), "{}", report.text());
+    same(&world);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Rows a leg still owes. A row carries the seq of its newest cause and is removed only with the seq that was
 //! read, so that a renewed one stays.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::bound::bound_deferred;
 use super::{Journal, RootId, read_mask, read_path};
@@ -220,15 +220,44 @@ impl Journal {
         })
     }
 
-    /// Rows of single paths that are not due yet.
-    pub fn deferred_waiting(&self, leg: &str, now_ns: i64) -> Result<Vec<DeferredKey>, DatabaseError> {
-        let sql =
-            format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 AND scope = ?2 AND not_before_ns > ?3");
-        let rows = self.select_deferred(&sql, params![leg, Scope::SelfOnly, now_ns])?;
-        Ok(rows.into_iter().map(|row| row.key).collect())
+    /// How many attempts at this have failed.
+    pub fn deferred_attempts(&self, leg: &str, key: &DeferredKey) -> Result<u32, DatabaseError> {
+        let fail = self.fail("read a deferred row");
+        let sql = "SELECT attempts FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4 AND handle = ?5";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let (path, handle) = (key.path.as_bytes(), blob(key.handle.as_ref()));
+        let found = statement.query_row(params![leg, key.root.0, path, key.scope, handle], |r| r.get(0));
+        Ok(found.optional().map_err(&fail)?.unwrap_or(0))
     }
 
-    /// Whatever was in the way of these single paths, they are others since: they are due now.
+    /// Rows of paths and trees that are not due yet.
+    pub fn deferred_waiting(&self, leg: &str, now_ns: i64) -> Result<Vec<Deferred>, DatabaseError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM deferred WHERE leg = ?1 AND scope IN (?2, ?3, ?4) AND not_before_ns > ?5"
+        );
+        let scopes = (Scope::SelfOnly, Scope::Subtree, Scope::Names);
+        self.select_deferred(&sql, params![leg, scopes.0, scopes.1, scopes.2, now_ns])
+    }
+
+    /// These rows stand for something newer, too, and wait as long as before.
+    pub fn renew_deferred(
+        &mut self,
+        leg: &str,
+        rows: &[(DeferredKey, u64, Mask)],
+    ) -> Result<(), DatabaseError> {
+        self.write("renew deferred rows", |tx| {
+            let mut statement = tx.prepare_cached(
+                "UPDATE deferred SET seq = max(seq, ?5), mask = mask | ?6
+                 WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4",
+            )?;
+            rows.iter().try_for_each(|(key, seq, mask)| {
+                let path = key.path.as_bytes();
+                statement.execute(params![leg, key.root.0, path, key.scope, seq, mask.bits()]).map(drop)
+            })
+        })
+    }
+
+    /// Whatever was in the way of these, they are others since: they are due now.
     pub fn wake_changed(&mut self, leg: &str, paths: &[DeferredKey]) -> Result<(), DatabaseError> {
         self.write("wake deferred rows", |tx| {
             let mut statement = tx.prepare_cached(

@@ -1,4 +1,4 @@
-//! Intents: names that may come into being, written before the first byte of a batch. What a dead run left is
+//! Intents: names that may come into being or go, written before the first byte of a batch. What a dead run left is
 //! settled by asking the destination, so that no object is ever unknown.
 
 use rusqlite::params;
@@ -28,7 +28,8 @@ impl Catalog {
         self.write("store intents", |tx| {
             let mut statement = tx.prepare_cached(
                 "INSERT INTO intent(root, key, handle, run, at_ns, unknown) VALUES (?1, ?2, ?3, ?4, ?5, 0)
-                 ON CONFLICT(root, key) DO UPDATE SET handle = excluded.handle, run = excluded.run",
+                 ON CONFLICT(root, key) DO UPDATE SET handle = excluded.handle, run = excluded.run,
+                     at_ns = excluded.at_ns",
             )?;
             for intent in intents {
                 let handle = intent.handle.as_ref().map(Handle::to_blob);
@@ -118,5 +119,18 @@ mod tests {
         catalog.each_linked(root, |of, key, links| linked.push((of, key, links))).unwrap();
         let each = |name: &str| (handle.clone(), key(name), 3);
         assert_eq!(linked, [each("both"), each("on its way"), each("there")], "intents are none yet");
+    }
+
+    #[test]
+    fn an_intent_is_as_old_as_the_last_request_for_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut catalog = Catalog::open(&dir.path().join("catalog.db")).unwrap();
+        let (root, key) = (CatalogRoot(1), Key(b"f".to_vec()));
+        for at_ns in [10, 20] {
+            catalog.add_intents(&[NewIntent { root, key: key.clone(), handle: None }], 1, at_ns).unwrap();
+            catalog.keep_intents(&[(root, key.clone())]).unwrap();
+        }
+        let intents = catalog.intents(root).unwrap();
+        assert_eq!(intents.iter().map(|intent| intent.at_ns).collect::<Vec<_>>(), [20]);
     }
 }

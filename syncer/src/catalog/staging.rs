@@ -158,4 +158,11 @@ impl Row {
             revision: 0,
         }
     }
+
+    /// The row while nobody knows whether its object still stands: it proves nothing of what is at the path, and what
+    /// is gone there is removed as before.
+    pub fn doubted(self) -> Row {
+        let stat = Stat { mtime_ns: i64::MIN, ino: 0, ..self.stat };
+        Row { stat, sha1: None, origin: Origin::ListedOurs, settled: false, ..self }
+    }
 }

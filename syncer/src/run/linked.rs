@@ -125,7 +125,7 @@ impl Run<'_> {
                 scope: Scope::SelfOnly,
                 mask: Mask::UNKNOWN,
                 seq: self.head,
-                class: Class::Busy,
+                class: Class::InFlight,
                 reason: "it may have been written through another name while it was read".into(),
                 wait: None,
             })

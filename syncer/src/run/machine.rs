@@ -12,7 +12,7 @@ pub enum Command {
     Attach,
     /// Authorize, check the destination.
     BeginStore,
-    /// Ask the destination about what a dead run may have left.
+    /// Ask the destination about what a dead run, or a request without an answer, may have left.
     SettleIntents,
     /// Let the tracker commit everything that happened before.
     Flush,
@@ -33,7 +33,7 @@ pub enum Command {
     SettleDue,
     /// Judge all absent rows.
     Guard,
-    /// Look again at the next rows released, and remove their objects.
+    /// Look again at the next rows released, and remove their objects, behind intents of their own.
     Remove,
     ConfirmRemoved,
     WriteRemoved,
@@ -119,7 +119,7 @@ impl Machine {
             (None, _) => C::Prove,
             (Some(C::Prove), _) => C::Attach,
             (Some(C::Attach), _) => C::BeginStore,
-            (Some(C::BeginStore), _) => C::SettleIntents,
+            (Some(C::BeginStore | C::ProveAgain), _) => C::SettleIntents,
             (Some(C::SettleIntents), _) => self.begin_round(),
             (Some(C::Flush), Event::Flushed(up)) => {
                 self.tracker_up = up;
@@ -161,7 +161,6 @@ impl Machine {
                 self.rounds = 0;
                 C::ProveAgain
             }
-            (Some(C::ProveAgain), _) => self.begin_round(),
             (Some(C::LookSilent | C::Rest | C::Finish), _) => C::Finish,
         }
     }

@@ -162,6 +162,8 @@ pub struct Run<'a> {
     /// Until when, by the clock that does not stop.
     due_until_ns: Option<i64>,
     removal: removal::Removal,
+    /// When the destination was asked about intents, by the clock that does not stop.
+    settled_ns: Option<i64>,
     silent: silent::Silent,
     recount: linked::Recount,
     /// Roots whose listing was compared and whose tree is being examined.
@@ -190,6 +192,7 @@ impl<'a> Run<'a> {
             due: HashMap::new(),
             due_until_ns: None,
             removal: removal::Removal::default(),
+            settled_ns: None,
             silent: silent::Silent::default(),
             recount: linked::Recount::default(),
             full_passes: Vec::new(),
@@ -361,30 +364,30 @@ impl<'a> Run<'a> {
     }
 
     /// The row that says what is owed, with the wait that follows from the attempts so far.
-    fn deferral(&self, owed: &Owed) -> NewDeferred {
+    fn deferral(&self, owed: &Owed) -> Result<NewDeferred, DatabaseError> {
         let root = self.roots[owed.root].id;
         let key = DeferredKey { root, path: owed.path.clone(), scope: owed.scope, handle: None };
-        let before = self.due.get(&key);
+        let attempts = self.parts.journal.deferred_attempts(self.parts.leg.name.as_str(), &key)?;
         let now = self.parts.clock.wall_ns();
-        let wait = limits::backoff(before.map_or(0, |d| d.attempts)).max(owed.wait.unwrap_or_default());
+        let wait = limits::backoff(attempts).max(owed.wait.unwrap_or_default());
         // A root's row waits for its disk, not for a time; what is left of a gap waits for nothing.
         let not_before_ns = match owed.class {
             Class::Root | Class::Gap => 0,
             _ => now.saturating_add(wait.as_nanos() as i64),
         };
-        NewDeferred {
+        Ok(NewDeferred {
             root,
-            path: owed.path.clone(),
+            path: key.path,
             scope: owed.scope,
             handle: None,
-            seq: before.map_or(owed.seq, |d| d.seq.max(owed.seq)),
+            seq: owed.seq,
             mask: owed.mask,
-            since_ns: before.map_or(now, |d| d.since_ns),
+            since_ns: now,
             attempts: u32::from(owed.class != Class::Gap),
             not_before_ns,
             class: owed.class,
             last_error: owed.reason.clone(),
-        }
+        })
     }
 
     fn store(&self) -> Result<Arc<dyn Store>, RunError> {

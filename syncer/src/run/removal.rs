@@ -1,5 +1,6 @@
 //! The end of a round: the guard judges everything absent, and what it releases is looked at again, one path at a
-//! time, at the moment its object is removed.
+//! time, at the moment its object is removed. Intents come before the requests here, too: a file that comes back after
+//! a removal whose outcome nobody knows must not be taken for what its row says.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,7 @@ use shared::path::RelPath;
 use super::batch::{self, Owed};
 use super::machine::Event;
 use super::{Run, RunError};
-use crate::catalog::{Change, Key, Row, RowState};
+use crate::catalog::{CatalogRoot, Change, Key, NewIntent, Row, RowState};
 use crate::guard::{self, Judgement, Load};
 use crate::leg::{Holds, Problem, Remove};
 use crate::report::Trouble;
@@ -32,6 +33,8 @@ pub struct Removal {
     before: Option<Key>,
     /// The owner allowed this many for this run.
     approved: bool,
+    /// Of the rows under way.
+    pub(super) intents: Vec<(CatalogRoot, Key)>,
     changes: Vec<Change>,
     touched: BTreeSet<(usize, RelPath)>,
     owed: Vec<Owed>,
@@ -175,6 +178,7 @@ impl Run<'_> {
             return Ok(Event::Removed { empty: self.removal.roots.is_empty() });
         };
         self.removal.before = Some(last.clone());
+        self.intend_removal(catalog, &rows)?;
         let (dirs, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| row.stat.kind.is_dir());
         self.remove_rows(root, others).await?;
         for dir in dirs {
@@ -182,6 +186,14 @@ impl Run<'_> {
         }
         self.touch_parents().await?;
         Ok(Event::Removed { empty: false })
+    }
+
+    fn intend_removal(&mut self, root: CatalogRoot, rows: &[(Key, Row)]) -> Result<(), RunError> {
+        let intents: Vec<NewIntent> =
+            rows.iter().map(|(key, _)| NewIntent { root, key: key.clone(), handle: None }).collect();
+        self.parts.catalog.add_intents(&intents, self.report.run, self.parts.clock.wall_ns())?;
+        self.removal.intents = intents.into_iter().map(|intent| (root, intent.key)).collect();
+        Ok(())
     }
 
     async fn remove_rows(&mut self, root: usize, rows: Vec<(Key, Row)>) -> Result<(), RunError> {
@@ -193,14 +205,14 @@ impl Run<'_> {
             match self.second_look(root, &key, &row, store.holds()) {
                 Second::Remove => {
                     let dest = self.roots[root].prefix.join(&key.path());
-                    let remove = Remove { dest, kind: row.stat.kind, object: row.object };
+                    let remove = Remove { dest, kind: row.stat.kind, object: row.object.clone() };
                     let (store, stop) = (store.clone(), self.parts.stop.clone());
                     requests.push(async move {
                         let answer = match stop.load(Ordering::Relaxed) {
                             true => None,
                             false => Some(store.remove(remove).await),
                         };
-                        (key, row.stat.size, answer)
+                        (key, row, answer)
                     });
                 }
                 Second::Back => {
@@ -211,15 +223,16 @@ impl Run<'_> {
                 Second::Unknown(class, reason) => self.owe_removal(root, &key, class, reason),
             }
         }
+        let mut unknown = Vec::new();
         let mut answers = futures_util::stream::iter(requests).buffer_unordered(self.parts.leg.transfers);
-        while let Some((key, bytes, answer)) = answers.next().await {
+        while let Some((key, row, answer)) = answers.next().await {
             match answer {
                 // Asked to stop: the row stays absent, and the next run sees to it.
                 None => {}
                 Some(Ok(())) => {
                     self.parts.progress.removed.fetch_add(1, Ordering::Relaxed);
                     self.removal.removed += 1;
-                    self.removal.bytes += bytes;
+                    self.removal.bytes += row.stat.size;
                     self.removal.touched.extend(key.path().parent().map(|p| (root, p)));
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
@@ -233,8 +246,15 @@ impl Run<'_> {
                         self.report.troubles.push(Trouble::of_run(e.to_string()));
                     }
                     self.owe_removal(root, &key, Class::Error, e.to_string());
+                    if e.outcome_unknown {
+                        unknown.push((catalog, key.clone()));
+                        self.removal.changes.push(Change::Put { root: catalog, key, row: row.doubted() });
+                    }
                 }
             }
+        }
+        if !unknown.is_empty() {
+            self.parts.catalog.keep_intents(&unknown)?;
         }
         Ok(())
     }
@@ -286,7 +306,7 @@ impl Run<'_> {
         }
         self.owed = std::mem::take(&mut self.removal.owed);
         self.write_receipts()?;
-        let rows = self.deferrals();
+        let rows = self.deferrals()?;
         self.owed.clear();
         let leg = self.parts.leg.name.to_string();
         if !rows.is_empty() {

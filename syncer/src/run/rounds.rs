@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::{Class, Deferred, DeferredKey, Entry, Leg, NewDeferred, RootId};
@@ -56,7 +57,7 @@ impl Run<'_> {
                 self.add_entry(entry, &mut works)?;
             }
         }
-        self.wake_changed(&works)?;
+        self.wake_changed(&mut works)?;
         self.add_silent(&mut works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
@@ -67,21 +68,45 @@ impl Run<'_> {
     }
 
     /// What waits for another attempt does not wait any longer once it, or a tree that it lies in, changed.
-    fn wake_changed(&mut self, works: &[Work]) -> Result<(), RunError> {
+    fn wake_changed(&mut self, works: &mut Vec<Work>) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
         let mut waiting = self.parts.journal.deferred_waiting(&leg, self.parts.clock.wall_ns())?;
         if waiting.is_empty() {
             return Ok(());
         }
+        self.renew_busy(&leg, &waiting, works)?;
         let changed: HashSet<(RootId, &RelPath, bool)> =
             works.iter().map(|work| (self.roots[work.root].id, &work.path, work.is_tree())).collect();
-        waiting.retain(|DeferredKey { root, path, .. }| {
+        waiting.retain(|Deferred { key: DeferredKey { root, path, .. }, .. }| {
             let mut around = std::iter::successors(Some(path.clone()), RelPath::parent);
             changed.contains(&(*root, path, false))
                 || around.any(|path| changed.contains(&(*root, &path, true)))
         });
         if !waiting.is_empty() {
-            self.parts.journal.wake_changed(&leg, &waiting)?;
+            let keys: Vec<DeferredKey> = waiting.into_iter().map(|row| row.key).collect();
+            self.parts.journal.wake_changed(&leg, &keys)?;
+        }
+        Ok(())
+    }
+
+    /// A file that changed while it was read would be read for each of its events: what only tells of writes to it is
+    /// left to its row, which keeps its time.
+    fn renew_busy(&mut self, leg: &str, waiting: &[Deferred], works: &mut Vec<Work>) -> Result<(), RunError> {
+        let busy = waiting.iter().filter(|row| row.class == Class::Busy).map(|row| &row.key);
+        let busy: HashSet<&DeferredKey> = busy.collect();
+        let written = Mask::MODIFY | Mask::CLOSE_WRITE | Mask::ATTRIB;
+        let mut renewed = Vec::new();
+        works.retain(|Work { root, path, scope, mask, seq }| {
+            let (root, scope) = (self.roots[*root].id, *scope);
+            let may_wait = scope == Scope::SelfOnly && written.contains(*mask) && !busy.is_empty();
+            let key = may_wait.then(|| DeferredKey { root, path: path.clone(), scope, handle: None });
+            let key = key.filter(|key| busy.contains(key));
+            let stays = key.is_none();
+            renewed.extend(key.map(|key| (key, *seq, *mask)));
+            stays
+        });
+        if !renewed.is_empty() {
+            self.parts.journal.renew_deferred(leg, &renewed)?;
         }
         Ok(())
     }
@@ -288,7 +313,7 @@ impl Run<'_> {
 
     pub(super) fn write_receipts(&mut self) -> Result<(), RunError> {
         let mut changes = std::mem::take(&mut self.plan.changes);
-        let (mut fulfilled, mut unknown) = (Vec::new(), Vec::new());
+        let (mut fulfilled, mut unknown) = (std::mem::take(&mut self.removal.intents), Vec::new());
         for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
             let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
             match result {
@@ -322,7 +347,7 @@ impl Run<'_> {
     }
 
     pub(super) fn ack(&mut self) -> Result<(), RunError> {
-        let deferred = self.deferrals();
+        let deferred = self.deferrals()?;
         let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
         if self.head == acked && deferred.is_empty() {
             return Ok(()); // a night without changes writes nothing
@@ -337,14 +362,14 @@ impl Run<'_> {
         Ok(())
     }
 
-    pub(super) fn deferrals(&self) -> Vec<NewDeferred> {
+    pub(super) fn deferrals(&self) -> Result<Vec<NewDeferred>, DatabaseError> {
         self.owed.iter().map(|owed| self.deferral(owed)).collect()
     }
 
     /// Rows that are owed again stay, renewed; the others go, unless somebody renewed them meanwhile.
     pub(super) fn settle_due(&mut self) -> Result<(), RunError> {
         self.end_full_passes()?;
-        let owed = self.deferrals();
+        let owed = self.deferrals()?;
         let again: HashSet<DeferredKey> = owed.iter().map(NewDeferred::key).collect();
         let done: Vec<(DeferredKey, u64)> = self
             .due

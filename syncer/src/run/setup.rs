@@ -13,7 +13,7 @@ use shared::path::RelPath;
 use super::send::{Sender, memory_budget};
 use super::source::Ground;
 use super::{Run, RunError, RunRoot};
-use crate::catalog::{Change, Intent, Key, Row};
+use crate::catalog::{Change, Intent, Key, Origin, Row};
 use crate::leg::{Listed, Problem, Put, Store, What};
 use crate::tree::{Look, Tree, Xattrs};
 
@@ -165,9 +165,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A name that a dead run may have brought into being is asked for; what stands there enters the catalog as a
-    /// listed object of ours, and its path is examined again. Never a delete on the strength of an intent alone.
+    /// A name that a dead run may have brought into being, or removed, is asked for; what stands there enters the
+    /// catalog as a listed object of ours, a row of what does not is doubted, and the path is examined again. Never a
+    /// delete on the strength of an intent alone.
     pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
+        if self.was_done_of_late(self.settled_ns, limits::INTENT_GRACE) {
+            return Ok(());
+        }
         for index in 0..self.roots.len() {
             let Some(root) = self.roots[index].catalog else { continue };
             let (mut changes, mut fulfilled, mut open, mut deferred) = (vec![], vec![], vec![], vec![]);
@@ -178,6 +182,7 @@ impl Run<'_> {
                 if done { fulfilled.push((root, intent.key)) } else { open.push((root, intent.key)) }
             }
             if !deferred.is_empty() {
+                self.settled_ns = Some(self.parts.clock.boot_ns());
                 // Owed before forgotten: a crash between the two repeats the question.
                 self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
                 self.parts.catalog.apply(&changes, &[])?;
@@ -208,15 +213,17 @@ impl Run<'_> {
             }
         };
         let done = now.saturating_sub(intent.at_ns) > limits::INTENT_GRACE.as_nanos() as i64;
-        let Some(object) = found else { return Ok(Some((None, done))) };
         let known = self.parts.catalog.get(intent.root, &intent.key)?;
-        let is_news =
-            Key::new(&path, object.kind) == intent.key && known.is_none_or(|row| row.object != object.object);
-        let change = is_news.then(|| {
-            let ours = !store.holds().writers || self.is_ours(&object);
-            let row = Row::listed(&object, ours, now, self.report.run);
-            Change::Put { root: intent.root, key: intent.key.clone(), row }
-        });
+        let row = match (found.filter(|object| Key::new(&path, object.kind) == intent.key), known) {
+            (Some(object), known) => known.is_none_or(|row| row.object != object.object).then(|| {
+                let ours = !store.holds().writers || self.is_ours(&object);
+                Row::listed(&object, ours, now, self.report.run)
+            }),
+            (None, known) => {
+                known.filter(|row| row.has_object() && row.origin != Origin::ListedForeign).map(Row::doubted)
+            }
+        };
+        let change = row.map(|row| Change::Put { root: intent.root, key: intent.key.clone(), row });
         Ok(Some((change, done)))
     }
 

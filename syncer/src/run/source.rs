@@ -366,10 +366,11 @@ fn of_pair(ground: &Ground, work: &Work, pair: Pair) -> Vec<Item> {
                 [Some(check(work, path, stat, Some(*row))), below].into_iter().flatten().collect()
             }
             Look::Found(_) => gone(ground, work, key, *row).into_iter().collect(),
+            // Nor was it entered, if it is a directory.
             Look::Elsewhere(reason) => {
-                vec![unknown(work, key.path(), Scope::SelfOnly, Class::Elsewhere, reason)]
+                vec![unknown(work, key.path(), Scope::Subtree, Class::Elsewhere, reason)]
             }
-            Look::Unknown(reason) => vec![unknown(work, key.path(), Scope::SelfOnly, Class::Unknown, reason)],
+            Look::Unknown(reason) => vec![unknown(work, key.path(), Scope::Subtree, Class::Unknown, reason)],
         },
     }
 }
