@@ -58,6 +58,7 @@ impl Run<'_> {
         }
         self.wake_changed(&works)?;
         self.add_silent(&mut works)?;
+        self.publish_before(&works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
         self.owed.clear();
@@ -168,6 +169,7 @@ impl Run<'_> {
             }
             self.add_work(work, key.handle.as_ref(), &mut works)?;
         }
+        self.publish_before(&works)?;
         self.source = Source::of_due(works);
         let end = self.parts.clock.boot_ns().saturating_add(limits::DUE_TIME.as_nanos() as i64);
         self.due_until_ns = Some(end);
@@ -200,6 +202,7 @@ impl Run<'_> {
         self.plan = planner.plan(items)?;
         self.report.tally.add(&self.plan.tally);
         self.owed.append(&mut self.plan.owed);
+        self.source.look_again(std::mem::take(&mut self.plan.rest));
         Ok(Event::Batch { empty: false })
     }
 
