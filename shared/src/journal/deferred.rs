@@ -4,6 +4,7 @@
 use rusqlite::{Transaction, params};
 
 use super::bound::bound_deferred;
+use super::leg::note_revision;
 use super::{Journal, RootId, read_mask, read_path};
 use crate::database::DatabaseError;
 use crate::entry::{Handle, Mask, Scope, stored_enum};
@@ -189,13 +190,16 @@ impl Journal {
         self.write("defer", |tx| owe(tx, leg, rows))
     }
 
-    /// Removes the rows that still have the seq they were read with; returns how many did.
+    /// Removes the rows that still have the seq they were read with; returns how many did. To be called after the catalog
+    /// committed, with what it counts then.
     pub fn settle_deferred(
         &mut self,
         leg: &str,
+        revision: u64,
         rows: &[(DeferredKey, u64)],
     ) -> Result<usize, DatabaseError> {
         self.write("settle deferred rows", |tx| {
+            note_revision(tx, leg, revision)?;
             let mut statement = tx.prepare_cached(
                 "DELETE FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4
                      AND handle = ?5 AND seq = ?6",

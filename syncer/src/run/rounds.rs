@@ -326,14 +326,14 @@ impl Run<'_> {
 
     pub(super) fn ack(&mut self) -> Result<(), RunError> {
         let deferred = self.deferrals();
-        let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
-        if self.head == acked && deferred.is_empty() {
+        let known = self.leg_row.as_ref().map(|leg| (leg.acked, leg.revision));
+        let revision = self.revision_to_note()?;
+        if known == Some((self.head, revision)) && deferred.is_empty() {
             return Ok(()); // a night without changes writes nothing
         }
         let now = self.parts.clock.wall_ns();
         self.store_cursor(self.head)?;
-        self.expect_catalog()?;
-        self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, &deferred, now)?;
+        self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, revision, &deferred, now)?;
         if let Some(leg) = &mut self.leg_row {
             leg.acked = self.head;
         }
@@ -360,8 +360,8 @@ impl Run<'_> {
             self.parts.journal.defer(&leg, &owed)?;
         }
         if !done.is_empty() {
-            self.expect_catalog()?;
-            self.parts.journal.settle_deferred(&leg, &done)?;
+            let revision = self.revision_to_note()?;
+            self.parts.journal.settle_deferred(&leg, revision, &done)?;
         }
         self.owed.clear();
         self.due.clear();
