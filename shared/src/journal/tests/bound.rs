@@ -82,6 +82,8 @@ fn a_file_without_a_usable_name_is_owed_by_its_handle() {
     w.journal.append(&mut w.set, &commit, 0).unwrap();
     assert_eq!(w.journal.bound(&legs, 4, 0).unwrap().collapses, 2);
     let owed = w.journal.deferred("night", 10).unwrap();
+    assert!(!w.journal.owes("night", w.root, &RelPath::root()).unwrap(), "nobody said that of the root");
+    assert_eq!(owed[0].what(), "a file without a known name");
     let mut files: Vec<_> = owed.iter().map(|row| (row.key.scope, row.key.handle.clone())).collect();
     files.sort();
     assert_eq!(files, [0, 1, 2, 3, 4, 5].map(|n| (Scope::Handle, Some(file(n)))));
@@ -247,4 +249,20 @@ fn a_path_that_waits_takes_at_most_two_hundred_bytes_on_disk() {
     let (_, bytes) = w.journal.vacuum().unwrap();
     println!("{} bytes for each", bytes / 20_000);
     assert!(bytes <= 20_000 * 200, "{bytes}");
+}
+
+#[test]
+fn what_is_owed_by_handle_is_shown_after_what_has_a_name() {
+    let (mut w, _) = two_legs();
+    let named = owed(w.root, "named", 1, 9);
+    let by_handle = |n| NewDeferred {
+        handle: Some(Handle { kind: 1, bytes: vec![n] }),
+        scope: Scope::Handle,
+        path: RelPath::root(),
+        ..owed(w.root, "", 1, 1)
+    };
+    let rows: Vec<NewDeferred> = (0..5).map(by_handle).chain([named]).collect();
+    w.journal.defer("night", &rows).unwrap();
+    let shown: Vec<String> = w.journal.deferred("night", 3).unwrap().iter().map(Deferred::what).collect();
+    assert_eq!(shown, ["named", "a file without a known name", "a file without a known name"]);
 }
