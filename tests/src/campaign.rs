@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
-use shared::entry::{Cause, Mask, Scope};
+use shared::clock::{Clock as _, SystemClock};
+use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::Journal;
 use tempfile::TempDir;
@@ -39,6 +40,8 @@ pub const POINTS: [(&str, u32); 7] = [
 const FILESYSTEMS: [&str; 2] = ["ext4", "btrfs"];
 /// The leg that runs while nothing changes, and the one that runs at any time.
 const LEGS: [&str; 2] = ["quiet", "restless"];
+/// Lines of the history that tell of more than single paths.
+const RESCANS: [&str; 3] = ["gap", "full-pass", "collapse"];
 /// Processes of the storm.
 const PROCESSES: u64 = 4;
 /// Events that may be queued before the tracker must have read them: well below the kernel's default bound, whose
@@ -122,6 +125,8 @@ struct Campaign {
     rows: HashMap<String, Mask>,
     removed: HashSet<String>,
     seen_seq: u64,
+    /// When whatever the first start brings was done.
+    began_ns: i64,
     gone: HashMap<u64, Gone>,
     _filesystems: Vec<LoopFs>,
 }
@@ -147,6 +152,7 @@ pub fn run(plan: Plan) -> Figures {
     }
     campaign.look();
     campaign.last_runs();
+    campaign.read_history();
     campaign.figures.different = campaign.mirror_differences();
     campaign.count_recoveries();
     campaign.figures.seconds = began.elapsed().as_secs_f64();
@@ -179,6 +185,7 @@ impl Campaign {
             rows: HashMap::new(),
             removed: HashSet::new(),
             seen_seq: 0,
+            began_ns: 0,
             gone: HashMap::new(),
             _filesystems: filesystems.into(),
         }
@@ -196,6 +203,7 @@ impl Campaign {
         // The gap of the first start is worked off before there is anything that it could make up for.
         LEGS.iter().for_each(|leg| self.sync(leg));
         self.seen_seq = self.journal().head_and_floor().unwrap().0;
+        self.began_ns = SystemClock.wall_ns();
         self.tracker.kill();
     }
 
@@ -210,11 +218,13 @@ impl Campaign {
         if let Some(mut child) = self.running.take_if(|child| child.try_wait().unwrap().is_some()) {
             self.check_run(&mut child);
         }
-        let said = File::create(self.said()).unwrap();
-        let mut command = Command::new(program("syncer"));
-        command.arg("--config").arg(self.config()).args(["run", "--leg", LEGS[1]]);
-        command.stdout(said.try_clone().unwrap()).stderr(said);
-        self.running.get_or_insert_with(|| command.spawn().unwrap());
+        if self.running.is_none() {
+            let said = File::create(self.said()).unwrap();
+            let mut command = Command::new(program("syncer"));
+            command.arg("--config").arg(self.config()).args(["run", "--leg", LEGS[1]]);
+            command.stdout(said.try_clone().unwrap()).stderr(said);
+            self.running = Some(command.spawn().unwrap());
+        }
     }
 
     /// What the restless leg says.
@@ -230,6 +240,9 @@ impl Campaign {
             .map(|exit| Some(i32::from(exit.code())));
         assert!(usual.contains(&code), "a run ended with {code:?}\n{}\n{}", said, self.tracker.log());
         self.figures.runs += 1;
+        // What it owes of more than single paths would make up for what was lost.
+        let owed = self.journal().owed_gaps(LEGS[1]).unwrap();
+        self.figures.gaps.extend(owed.iter().map(|owed| format!("the restless leg owes {owed:?}")));
     }
 
     /// Of the restless leg, with nothing in its way.
@@ -346,8 +359,7 @@ impl Campaign {
             self.seen_seq = last.seq;
             for row in rows {
                 let path = String::from_utf8_lossy(row.path.as_bytes()).into_owned();
-                // On btrfs a gap is worked off by what the filesystem itself remembers.
-                if row.cause.is_gap() || row.cause == Cause::Generation {
+                if row.cause.is_gap() {
                     self.figures.gaps.push(format!("{} {path:?}", row.cause));
                     continue;
                 }
@@ -358,6 +370,13 @@ impl Campaign {
                 *self.rows.entry(name).or_default() |= row.mask;
             }
         }
+    }
+
+    /// Gaps that left no row of their own, because the filesystem told what changed, and passes of a leg over all.
+    fn read_history(&mut self) {
+        let rows = self.journal().history(1_000).unwrap().into_iter();
+        let rescans = rows.filter(|row| row.at_ns > self.began_ns && RESCANS.contains(&row.kind.as_str()));
+        self.figures.gaps.extend(rescans.map(|row| format!("{}: {}", row.kind, row.text)));
     }
 
     /// A row of its own name with all its kinds; or its directory is gone, and a row says so.

@@ -21,7 +21,7 @@ fn a_hundred_kills_under_a_storm_lose_no_change_and_need_no_rescan() {
     assert_eq!(figures.missing, Vec::<String>::new());
     assert_eq!(figures.gaps, Vec::<String>::new());
     assert_eq!(figures.different, Vec::<String>::new());
-    assert!(figures.at_points > 20 && figures.torn_with_data > 0, "{figures}");
+    assert!(figures.at_points > 20 && figures.torn_with_data > 0 && figures.runs > 0, "{figures}");
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn a_leg_that_lags_behind_is_collapsed_where_a_commit_finds_the_journal_over_its
         assert!(begun.elapsed().as_secs() < 60, "{}", world.stats());
     }
     let stats = world.stats();
-    assert!(stats["journal"]["entries"].as_u64().unwrap() < 1_000, "{stats}");
+    assert!(stats["journal"]["entries"].as_u64().unwrap() <= 1_000, "{stats}");
     let history = journal.history(100).unwrap();
     assert!(history.iter().any(|h| h.kind == "collapse" && h.text.contains("leg l")), "{history:?}");
     let owed = journal.deferred("l", 10_000).unwrap();

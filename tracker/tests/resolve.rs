@@ -12,6 +12,8 @@ use std::process::Command;
 
 use common::{Mounted, World, is_root};
 use rustix::process::Signal;
+use shared::entry::Scope;
+use shared::journal::{Entry, Journal};
 use tracker::intake::sys;
 
 const KINDS: [&str; 3] = ["ext4", "xfs", "btrfs"];
@@ -273,8 +275,62 @@ fn a_file_that_is_written_long_after_its_directory_was_removed_opens_no_gap() {
             files.iter_mut().for_each(|file| file.write_all(b"x").unwrap());
             world.flush();
         }
+        drop(files);
+        world.flush();
         assert_no_gap(&world, kind);
         assert!(world.has("self", b"moved"), "{kind}");
+    }
+}
+
+/// Files with a name of their own and one more, through which they are open and which they lose.
+#[test]
+fn what_is_written_through_a_name_that_is_gone_reaches_the_name_that_is_left() {
+    if !is_root() {
+        return;
+    }
+    for kind in KINDS {
+        let disk = Mounted::image(kind);
+        let at = |name: &str| disk.point.join(name);
+        for dir in ["root/dir", "root/stays", "outside"] {
+            std::fs::create_dir_all(at(dir)).unwrap();
+        }
+        std::fs::write(at("root/other"), "").unwrap();
+        let ways = [
+            ("unlinked", "root/stays/unlinked"),
+            ("with-its-directory", "root/dir/name"),
+            ("replaced", "root/stays/replaced"),
+            ("outside", "outside/name"),
+        ];
+        let mut files = ways.map(|(own, open)| {
+            std::fs::write(at("root").join(own), "").unwrap();
+            std::fs::hard_link(at("root").join(own), at(open)).unwrap();
+            std::fs::File::options().append(true).open(at(open)).unwrap()
+        });
+        let mut world = World::new(&[("a", &at("root"))]);
+        world.start();
+        std::fs::remove_file(at("root/stays/unlinked")).unwrap();
+        std::fs::remove_dir_all(at("root/dir")).unwrap();
+        std::fs::rename(at("root/other"), at("root/stays/replaced")).unwrap();
+        std::fs::remove_file(at("outside/name")).unwrap();
+        for _ in 0..2 {
+            world.flush();
+            world.claim();
+            let journal = Journal::open_to_read(&world.dir.path().join("state/journal.db")).unwrap();
+            let (before, _) = journal.head_and_floor().unwrap();
+            files.iter_mut().for_each(|file| file.write_all(b"more").unwrap());
+            world.flush();
+            let changes = journal.read(before, i64::MAX as u64, 100).unwrap();
+            for (own, _) in ways {
+                let file = std::fs::File::open(at("root").join(own)).unwrap();
+                let handle = sys::name_to_handle(file.as_fd(), c"").unwrap();
+                let leads = |e: &Entry| match e.scope {
+                    Scope::Handle => e.handle.as_ref() == Some(&handle),
+                    _ => e.path.as_bytes() == own.as_bytes(),
+                };
+                assert!(changes.iter().any(leads), "{kind}, {own}: {changes:?}");
+            }
+        }
+        assert_no_gap(&world, kind);
     }
 }
 

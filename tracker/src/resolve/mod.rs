@@ -120,13 +120,16 @@ impl Resolver {
         })
     }
 
-    /// True if the directory has this name and it is this object.
-    pub fn has(&mut self, dir: HandleRef<'_>, name: &[u8], target: HandleRef<'_>) -> bool {
-        let Ok(mount) = self.mount() else { return false };
+    /// Whether the directory has this name and it is this object.
+    pub fn has(&mut self, dir: HandleRef<'_>, name: &[u8], target: HandleRef<'_>) -> Result<bool, Lost> {
+        let mount = self.mount()?;
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let Ok(fd) = sys::open_by_handle(mount.fd(), &dir.to_handle(), flags) else { return false };
-        let Ok(name) = CString::new(name) else { return false };
-        sys::name_to_handle(fd.as_fd(), &name).is_ok_and(|found| HandleRef::from(&found) == target)
+        let fd = sys::open_by_handle(mount.fd(), &dir.to_handle(), flags);
+        let found = fd
+            .ok()
+            .zip(CString::new(name).ok())
+            .and_then(|(fd, name)| sys::name_to_handle(fd.as_fd(), &name).ok());
+        Ok(found.is_some_and(|found| HandleRef::from(&found) == target))
     }
 }
 

@@ -80,21 +80,31 @@ impl Fanotify {
     /// The changes of one name. False if it is not ours; a doubt is ours.
     fn name(&mut self, named: &Named<'_>, what: What<'_>, batch: &mut Batch) -> Result<bool, Lost> {
         let What { target, mask, scope, read } = what;
-        let only_content = !mask.intersects(Mask::CREATE | Mask::DELETE | Mask::RENAME);
-        if let (true, Some(target)) = (only_content && entry::looks_nameless(named.name), target)
-            && !self.resolver.has(named.dir, named.name, target)
+        if mask.intersects(Mask::DELETE | Mask::RENAME) {
+            self.links.unnamed(named);
+        }
+        // Whoever has a file open goes on under the name that he opened, when that is gone and another one is left.
+        // While a name is made or moved, there is an event behind this one that leads to what is there then.
+        let content = !mask.intersects(Mask::CREATE | Mask::RENAME | Mask::ONDIR) && mask != Mask::DELETE;
+        let mut made = false;
+        if let (true, Some(target)) = (content, target)
+            && !self.links.is_named(&mut self.resolver, named, target)
         {
             // A file that is gone lost each name it had in an event of its own. In a directory without a place
             // "gone" may be the disk failing. The other way round is no proof: a place may come from the cache.
             let has_place = self.resolver.place(named.dir).is_ok();
-            return self.by_its_handle(target, what, has_place, batch);
+            made = self.by_its_handle(target, what, has_place, batch)?;
+            let is_told = mask.contains(Mask::DELETE) || (has_place && !entry::looks_nameless(named.name));
+            if !is_told {
+                return Ok(made);
+            }
         }
         let of_itself = named.name == b"." && mask.difference(Mask::ONDIR) == Mask::ATTRIB;
         if !of_itself && self.doubts.holds(named.dir) {
             return Ok(true);
         }
         match self.resolver.place(named.dir) {
-            Ok(place) => Ok(push(&self.roots, &place, named.name, mask, scope, batch)),
+            Ok(place) => Ok(push(&self.roots, &place, named.name, mask, scope, batch) | made),
             // The link count of a directory that a rename replaced, above all, for which no deletion is ever told.
             // Whatever ended this directory took its name away, by a DELETE or a RENAME to it: the entry of that
             // name covers this, and all that happened inside before.
@@ -102,15 +112,7 @@ impl Fanotify {
                 self.doubts.settle(named.dir);
                 Ok(false)
             }
-            Err(Lost::Gone | Lost::Stale) => {
-                // Somebody may go on writing to a file for as long as he likes after it and its directory were removed.
-                if let (true, Some(target)) = (only_content && !mask.contains(Mask::ONDIR), target)
-                    && self.resolver.name_of(target)? == NameOf::None
-                {
-                    return Ok(false);
-                }
-                Ok(self.doubts.raise(named.dir.to_handle(), read))
-            }
+            Err(Lost::Gone | Lost::Stale) => Ok(self.doubts.raise(named.dir.to_handle(), read) | made),
             Err(Lost::NoMount) => Err(Lost::NoMount),
         }
     }

@@ -1,15 +1,17 @@
 //! What the stream told of single files and their names, so that the kernel is asked less often. Pure but for the
-//! one question it passes on.
+//! questions it passes on.
 
 use hashbrown::{HashMap, HashSet};
 use shared::journal;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use crate::intake::records::HandleRef;
+use crate::intake::records::{HandleRef, Named};
 use crate::resolve::{Lost, Resolver};
 
 /// Files remembered as alive; two generations.
 const ALIVE_MAX: usize = 32_768;
+/// Names whose files are remembered; two generations.
+const NAMED_MAX: usize = 32_768;
 
 pub(super) struct Links {
     seed: u64,
@@ -21,6 +23,10 @@ pub(super) struct Links {
     alive_before: HashSet<u128>,
     /// The answers of this batch.
     may_have_names: HashMap<u128, bool>,
+    /// The files that names stood for when the kernel was asked. An event that tells of the end of such a name is read
+    /// after that, whatever it was merged with. Two generations.
+    named: HashMap<u128, u128>,
+    named_before: HashMap<u128, u128>,
     /// Batches to come before which events were not seen.
     wary: u8,
 }
@@ -33,6 +39,8 @@ impl Default for Links {
             alive: HashSet::new(),
             alive_before: HashSet::new(),
             may_have_names: HashMap::new(),
+            named: HashMap::new(),
+            named_before: HashMap::new(),
             wary: 2,
         }
     }
@@ -41,6 +49,37 @@ impl Default for Links {
 impl Links {
     fn key(&self, file: HandleRef<'_>) -> u128 {
         xxh3_128_with_seed(file.bytes, self.seed ^ file.kind as u64)
+    }
+
+    fn key_of_name(&self, named: &Named<'_>) -> u128 {
+        xxh3_128_with_seed(named.name, self.key(named.dir) as u64)
+    }
+
+    /// A name came to an end, or stands for another file now.
+    pub fn unnamed(&mut self, named: &Named<'_>) {
+        if self.named.is_empty() && self.named_before.is_empty() {
+            return;
+        }
+        let name = self.key_of_name(named);
+        self.named.remove(&name);
+        self.named_before.remove(&name);
+    }
+
+    /// True unless the name stands for another file, or none. What was unmounted cannot be asked; it gets a gap.
+    pub fn is_named(&mut self, resolver: &mut Resolver, named: &Named<'_>, file: HandleRef<'_>) -> bool {
+        let (name, key) = (self.key_of_name(named), self.key(file));
+        let known = self.named.get(&name).or_else(|| self.named_before.get(&name));
+        if known == Some(&key) {
+            return true;
+        }
+        let Ok(is_named) = resolver.has(named.dir, named.name, file) else { return true };
+        if is_named {
+            if self.named.len() >= NAMED_MAX {
+                self.named_before = std::mem::take(&mut self.named);
+            }
+            self.named.insert(name, key);
+        }
+        is_named
     }
 
     /// A batch is translated.
