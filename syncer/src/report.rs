@@ -83,6 +83,13 @@ impl Trouble {
         let (root, path, what) = (String::new(), RelPath::root(), String::new());
         Trouble { root, path, what, class: "run".into(), reason }
     }
+
+    fn text(&self) -> String {
+        match self.class.as_str() {
+            "run" => self.reason.clone(),
+            class => format!("{}: {} ({class}): {}", self.root, self.what, self.reason),
+        }
+    }
 }
 
 impl Report {
@@ -199,11 +206,7 @@ impl Report {
         if self.deferred > 0 {
             note(format!("{} paths are owed, see `syncer status`", self.deferred));
         }
-        let line = |trouble: &Trouble| match trouble.class.as_str() {
-            "run" => trouble.reason.clone(),
-            class => format!("{}: {} ({class}): {}", trouble.root, trouble.what, trouble.reason),
-        };
-        let mut lines: Vec<String> = self.troubles.iter().map(line).collect();
+        let mut lines: Vec<String> = self.troubles.iter().map(Trouble::text).collect();
         // Files without a known name read alike.
         lines.dedup();
         lines.into_iter().for_each(note);
