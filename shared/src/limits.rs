@@ -47,7 +47,7 @@ pub const HANDLE_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// disk for each written file whether it has more than one name.
 pub const LINKED_FILES_MAX: usize = 65_536;
 /// Between two counts, in a run that goes on, whether such files still are too many: each reads the catalog's index of
-/// handles from end to end.
+/// linked files from end to end.
 pub const LINKED_COUNT_INTERVAL: Duration = Duration::from_secs(3600);
 /// Paths that a filesystem's own record of what changed may put in the place of a gap; more are a gap.
 pub const GENERATION_PATHS_MAX: usize = 100_000;

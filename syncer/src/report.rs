@@ -71,6 +71,8 @@ pub struct Trouble {
     pub root: String,
     #[serde(flatten)]
     pub path: RelPath,
+    /// The path, or what stands in its place for people.
+    pub what: String,
     pub class: String,
     pub reason: String,
 }
@@ -78,7 +80,15 @@ pub struct Trouble {
 impl Trouble {
     /// Of the run as a whole.
     pub fn of_run(reason: String) -> Trouble {
-        Trouble { root: String::new(), path: RelPath::root(), class: "run".into(), reason }
+        let (root, path, what) = (String::new(), RelPath::root(), String::new());
+        Trouble { root, path, what, class: "run".into(), reason }
+    }
+
+    fn text(&self) -> String {
+        match self.class.as_str() {
+            "run" => self.reason.clone(),
+            class => format!("{}: {} ({class}): {}", self.root, self.what, self.reason),
+        }
     }
 }
 
@@ -125,7 +135,7 @@ impl Report {
 
     /// What did not work, without the counts that change from round to round.
     pub fn troubles_text(&self) -> String {
-        let troubles = self.troubles.iter().map(|t| format!("{} {} {}", t.class, t.path, t.reason));
+        let troubles = self.troubles.iter().map(|t| format!("{} {} {}", t.class, t.what, t.reason));
         let roots = self.roots.iter().filter_map(|r| r.unproven.clone());
         troubles
             .chain(roots)
@@ -196,12 +206,10 @@ impl Report {
         if self.deferred > 0 {
             note(format!("{} paths are owed, see `syncer status`", self.deferred));
         }
-        for trouble in &self.troubles {
-            note(match trouble.class.as_str() {
-                "run" => trouble.reason.clone(),
-                class => format!("{}: {} ({class}): {}", trouble.root, trouble.path, trouble.reason),
-            });
-        }
+        let mut lines: Vec<String> = self.troubles.iter().map(Trouble::text).collect();
+        // Files without a known name read alike.
+        lines.dedup();
+        lines.into_iter().for_each(note);
         out
     }
 

@@ -40,6 +40,8 @@ struct Owed {
     root: String,
     #[serde(flatten)]
     path: RelPath,
+    #[serde(skip)]
+    what: String,
     scope: String,
     class: String,
     attempts: u32,
@@ -80,6 +82,7 @@ fn of_leg(context: &Context, journal: &Journal, leg: &Leg) -> Result<LegStatus, 
     let roots = journal.roots()?;
     let owed = |d: Deferred| Owed {
         root: roots.iter().find(|r| r.id == d.key.root).map_or_else(|| "?".into(), |r| r.name.clone()),
+        what: d.what(),
         path: d.key.path,
         scope: d.key.scope.to_string(),
         class: d.class.to_string(),
@@ -148,7 +151,7 @@ fn text(status: &LegStatus) -> String {
             out,
             "    {}: {} ({}, {}, {} attempts, since {}): {}",
             owed.root,
-            owed.path,
+            owed.what,
             owed.scope,
             owed.class,
             owed.attempts,

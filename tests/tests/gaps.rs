@@ -146,7 +146,7 @@ fn what_is_owed_by_handle_stays_owed_when_the_time_for_it_is_over() {
             let owed = Journal::open(&journal).unwrap().deferred("copy", 10).unwrap();
             if round == 2 {
                 let scopes: Vec<Scope> = owed.iter().map(|d| d.key.scope).collect();
-                assert_eq!(scopes, [Scope::Handle, Scope::Subtree], "{owed:?}");
+                assert_eq!(scopes, [Scope::Subtree, Scope::Handle], "{owed:?}");
                 looked.store(true, Ordering::Relaxed);
             }
         }));

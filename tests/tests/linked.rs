@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use shared::config::Config;
 use shared::entry::{Handle, Mask, Scope};
@@ -17,11 +18,11 @@ use syncer::live;
 use syncer::report::Report;
 use syncer::run::{Parts, Run};
 use tempfile::TempDir;
-use tests::dir_leg::mirrored;
+use tests::dir_leg::{LEG, mirrored, same, world};
 use tests::mount::{KINDS, LoopFs, available};
 use tests::played::{Bent, Later};
 use tests::programs::{Daemon, call, text};
-use tests::world::{WRITTEN, note};
+use tests::world::{ROOT, WRITTEN, World, note};
 
 /// A disk with the roots `a` (of which `*.tmp` is left out) and `b`, a directory outside both, a leg on both roots
 /// and one on `b` alone, and a tracker.
@@ -359,4 +360,100 @@ fn a_young_file_with_an_unknown_name_is_sent_as_often_as_it_is_written() {
         assert_eq!((report.exit, report.files_sent), (Exit::Ok, 1), "{}", report.text());
         assert_eq!(scene.mirrored("only-b/f"), content);
     }
+}
+
+/// So many files with so many names each, a directory for each name: more paths than a batch has.
+const CROWD: (usize, usize) = (1_000, 6);
+
+fn crowd(top: &Path) {
+    for n in 0..CROWD.1 {
+        fs::create_dir_all(top.join(format!("d{n}"))).unwrap();
+        for file in 0..CROWD.0 {
+            let (first, name) = (top.join(format!("d0/{file}")), top.join(format!("d{n}/{file}")));
+            if n == 0 { fs::write(name, "x").unwrap() } else { fs::hard_link(first, name).unwrap() }
+        }
+    }
+}
+
+fn settled(world: &World) -> Report {
+    let report = world.run_as("copy", |parts| Bent::ahead().over(parts));
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    report
+}
+
+#[test]
+fn a_rescan_looks_once_at_each_name_of_an_unchanged_file() {
+    let mut world = world();
+    crowd(&world.source().join("t"));
+    // The root, the tree and its directories.
+    let all = (CROWD.0 * CROWD.1 + CROWD.1 + 2) as u64;
+    let first = settled(&world).tally.examined;
+    assert!(first <= all * 3 / 2, "at first, {first} of {all}");
+    for (path, paths) in [("", all), ("t", all - 1)] {
+        world.saw(path, Scope::Subtree, Mask::UNKNOWN);
+        let tally = settled(&world).tally;
+        assert_eq!((tally.examined, tally.same), (paths, paths), "below `{path}`");
+    }
+}
+
+#[test]
+fn what_one_batch_brings_of_other_names_is_bounded_and_nothing_is_left_out() {
+    let mut world = world();
+    let top = world.source();
+    crowd(&top);
+    settled(&world);
+    for file in 0..CROWD.0 {
+        fs::write(top.join(format!("d3/{file}")), "changed").unwrap();
+        world.saw(&format!("d3/{file}"), Scope::SelfOnly, WRITTEN);
+    }
+    settled(&world);
+    same(&world);
+}
+
+#[test]
+fn a_name_that_was_owed_when_a_run_was_cut_off_is_looked_at_for_the_other_one_again() {
+    for (path, scope) in [("d/x", Scope::SelfOnly), ("d", Scope::Subtree)] {
+        let mut world = world();
+        let top = world.source();
+        fs::create_dir(top.join("d")).unwrap();
+        put(&top, "d/x", "old");
+        fs::hard_link(top.join("d/x"), top.join("y")).unwrap();
+        settled(&world);
+        put(&top, "d/x", "written through x");
+        world.saw(path, scope, WRITTEN);
+        let report = world.run_as("copy", |parts| {
+            let stop = parts.stop.clone();
+            let after_read: Arc<dyn Fn() + Send + Sync> =
+                Arc::new(move || stop.store(true, Ordering::Relaxed));
+            Bent { unknown: Some("y"), after_read: Some(after_read), ..Bent::ahead() }.over(parts);
+        });
+        assert!(report.aborted && report.files_sent == 1, "{}", report.text());
+        assert_eq!(report.deferred, 0, "what was owed is forgotten");
+        settled(&world);
+        for name in ["copy/d/x", "copy/y"] {
+            assert_eq!(fs::read_to_string(world.path(name)).unwrap(), "written through x", "{name}, {scope}");
+        }
+    }
+}
+
+#[test]
+fn what_a_rule_leaves_out_or_another_journal_never_heard_of_is_published_before_an_unchanged_file_is_passed_over()
+ {
+    let mut world = world();
+    let top = world.source();
+    put(&top, "f", "old");
+    fs::hard_link(top.join("f"), top.join("f.tmp")).unwrap();
+    settled(&world);
+    let published = |world: &World| {
+        let mut files = 0;
+        world.journal.linked(&[world.root], |_, file| files += usize::from(file.is_some())).unwrap();
+        files
+    };
+    assert_eq!(published(&world), 0);
+    world.configure(&format!("{ROOT}exclude = [\"*.tmp\"]\n{LEG}"));
+    settled(&world);
+    assert_eq!(published(&world), 1);
+    world.lose_journal();
+    settled(&world);
+    assert_eq!(published(&world), 1);
 }

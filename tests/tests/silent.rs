@@ -64,6 +64,20 @@ fn same_content(world: &World, name: &str) {
 }
 
 #[test]
+fn a_catalog_restored_from_before_a_change_was_found_without_an_event_is_known_for_an_older_one() {
+    let world = world();
+    big_file(&world.source().join("disk.img"));
+    world.run("copy");
+    let acked = || world.journal.leg("copy").unwrap().unwrap().acked;
+    let (catalog, copy, before) = (world.path("state/catalog-copy.db"), world.path("copy.db"), acked());
+    fs::copy(&catalog, &copy).unwrap();
+    write_into(&world, "disk.img");
+    assert_eq!((world.run("copy").found_without_event, acked()), (1, before));
+    fs::copy(&copy, &catalog).unwrap();
+    assert_eq!(world.run("copy").full_pass.as_deref(), Some("the catalog is older than the journal"));
+}
+
+#[test]
 fn what_has_an_entry_by_the_time_of_the_next_flush_was_not_silent() {
     let world = world();
     big_file(&world.source().join("disk.img"));

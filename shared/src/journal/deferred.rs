@@ -4,6 +4,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::bound::bound_deferred;
+use super::leg::note_revision;
 use super::{Journal, RootId, read_mask, read_path};
 use crate::database::DatabaseError;
 use crate::entry::{Handle, Mask, Scope, stored_enum};
@@ -88,6 +89,16 @@ pub struct NewDeferred {
     pub last_error: String,
 }
 
+impl Deferred {
+    /// What people are told is owed.
+    pub fn what(&self) -> String {
+        match self.key.handle {
+            Some(_) => "a file without a known name".to_owned(),
+            None => self.key.path.to_string(),
+        }
+    }
+}
+
 impl NewDeferred {
     pub fn key(&self) -> DeferredKey {
         let NewDeferred { root, path, scope, handle, .. } = self;
@@ -125,9 +136,11 @@ impl Journal {
         Ok(rows.into_iter().map(|row| row.key.root).collect())
     }
 
-    /// All rows of a leg, oldest first.
+    /// All rows of a leg, oldest first; those by handle, which say little to people and may be many, after the others.
     pub fn deferred(&self, leg: &str, limit: usize) -> Result<Vec<Deferred>, DatabaseError> {
-        let sql = format!("SELECT {COLUMNS} FROM deferred WHERE leg = ?1 ORDER BY since_ns, path LIMIT ?2");
+        let sql = format!(
+            "SELECT {COLUMNS} FROM deferred WHERE leg = ?1 ORDER BY handle <> x'', since_ns, path LIMIT ?2"
+        );
         self.select_deferred(&sql, params![leg, limit])
     }
 
@@ -164,7 +177,10 @@ impl Journal {
     /// True if a leg owes this path, or all of a directory above it.
     pub fn owes(&self, leg: &str, root: RootId, path: &RelPath) -> Result<bool, DatabaseError> {
         let fail = self.fail("read deferred rows");
-        let sql = "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND (scope IN (?4, ?5) OR ?6))";
+        // A row by handle has no path, although the root's stands in it.
+        let sql =
+            "SELECT EXISTS(SELECT 1 FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND handle = x''
+            AND (scope IN (?4, ?5) OR ?6))";
         let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
         let mut at = Some(path.clone());
         while let Some(path_or_above) = at {
@@ -189,13 +205,16 @@ impl Journal {
         self.write("defer", |tx| owe(tx, leg, rows))
     }
 
-    /// Removes the rows that still have the seq they were read with; returns how many did.
+    /// Removes the rows that still have the seq they were read with; returns how many did. To be called after the catalog
+    /// committed, with what it counts then.
     pub fn settle_deferred(
         &mut self,
         leg: &str,
+        revision: u64,
         rows: &[(DeferredKey, u64)],
     ) -> Result<usize, DatabaseError> {
         self.write("settle deferred rows", |tx| {
+            note_revision(tx, leg, revision)?;
             let mut statement = tx.prepare_cached(
                 "DELETE FROM deferred WHERE leg = ?1 AND root = ?2 AND path = ?3 AND scope = ?4
                      AND handle = ?5 AND seq = ?6",

@@ -65,6 +65,9 @@ pub struct Attached {
     pub full_pass: Option<&'static str>,
 }
 
+/// More changes than any catalog counts before they are noted here, so that a copy made meanwhile is behind as well.
+const REVISION_LEAP: u64 = 1 << 32;
+
 /// Whether journal and catalog belong together and the cursor is whole; else the reason for a full pass.
 fn mismatch(
     leg: Option<&Leg>,
@@ -145,8 +148,8 @@ impl Journal {
             leg.claimed = leg.claimed.max(leg.cursor());
             leg.last_run += 1;
             if full_pass.is_some() {
-                // More than any copy of it that lies about has counted: the leg raises its catalog to this.
-                leg.revision = leg.revision.max(catalog.revision) + 1;
+                // The leg raises its catalog to this: more than any copy of it that lies about has counted.
+                leg.revision = leg.revision.max(catalog.revision) + REVISION_LEAP;
             }
             forget_roots_that_left(tx, name, roots)?;
             withdraw_linked(tx, name, roots, full_pass.is_some())?;
@@ -202,35 +205,38 @@ impl Journal {
         })
     }
 
-    /// Notes what the catalog counts: to be called after it committed, before what that satisfied is given up here. So an
-    /// older copy of the catalog is known for one, and the catalog alone may be ahead.
+    /// Notes what the catalog counts, after it committed, where nothing is given up here: an ack and the settling of
+    /// deferred rows note it with that. So an older copy of the catalog is known for one, and the catalog alone may be
+    /// ahead.
     pub fn expect_revision(&mut self, leg: &str, revision: u64) -> Result<(), DatabaseError> {
-        self.write("note the catalog's revision", |tx| {
-            tx.execute("UPDATE leg SET revision = ?2 WHERE name = ?1", params![leg, revision])?;
-            Ok(())
-        })
+        self.write("note the catalog's revision", |tx| note_revision(tx, leg, revision))
     }
 
     /// Moves the cursor: what is owed of the entries up to `upto` stands in `deferred`, the rest is done. To be
-    /// called after the catalog committed. A leg from under which entries were pruned before it read them (the tracker
+    /// called after the catalog committed, with what it counts then. A leg from under which entries were pruned before it read them (the tracker
     /// does not know it any more) keeps its cursor, and its next run is a full pass.
     pub fn ack(
         &mut self,
         leg: &str,
         upto: u64,
+        revision: u64,
         deferred: &[NewDeferred],
         now_ns: i64,
     ) -> Result<(), DatabaseError> {
         self.write("ack", |tx| {
             owe(tx, leg, deferred)?;
             tx.execute(
-                "UPDATE leg SET acked = max(acked, ?2), claimed = max(claimed, ?2), last_ack_ns = ?3
+                "UPDATE leg SET acked = max(acked, ?2), claimed = max(claimed, ?2), last_ack_ns = ?3, revision = ?4
                  WHERE name = ?1 AND max(acked, collapsed_to) >= (SELECT floor FROM meta)",
-                params![leg, upto, now_ns],
+                params![leg, upto, now_ns, revision],
             )?;
             Ok(())
         })
     }
+}
+
+pub(super) fn note_revision(tx: &Transaction<'_>, leg: &str, revision: u64) -> rusqlite::Result<()> {
+    tx.execute("UPDATE leg SET revision = ?2 WHERE name = ?1", params![leg, revision]).map(drop)
 }
 
 /// What is published goes with the roots that left, and all of it where the catalog is not the one that asked for it:

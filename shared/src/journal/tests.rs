@@ -96,7 +96,7 @@ fn a_change_after_a_claim_gets_a_row_above_it() {
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("b2").unwrap();
     assert_eq!(w.changed("f", Mask::MODIFY, 2).rows, 1);
-    w.journal.ack("b2", head, &[], 3).unwrap();
+    w.journal.ack("b2", head, 0, &[], 3).unwrap();
     let left = w.journal.read(head, 1_000, 10).unwrap();
     assert_eq!(left.len(), 1, "what happened after the claim is still to be read");
 }
@@ -139,11 +139,11 @@ fn pruning_waits_for_the_slowest_configured_leg_and_seqs_are_never_given_twice()
     w.attach("forgotten");
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("b2").unwrap();
-    w.journal.ack("b2", head, &[], 2).unwrap();
+    w.journal.ack("b2", head, 0, &[], 2).unwrap();
     let legs = ["b2".to_string(), "nas".to_string(), "never-ran".to_string()];
     w.journal.prune(&legs).unwrap();
     assert_eq!(w.rows().len(), 1, "nas has not read it");
-    w.journal.ack("nas", head, &[], 3).unwrap();
+    w.journal.ack("nas", head, 0, &[], 3).unwrap();
     w.journal.prune(&legs).unwrap();
     assert_eq!(w.rows(), []);
     assert_eq!(w.journal.head_and_floor().unwrap(), (head, head));
@@ -156,13 +156,13 @@ fn a_leg_that_comes_back_after_pruning_gets_a_full_pass_and_a_steady_one_does_no
     assert!(w.attach("b2").full_pass.is_some());
     let due = w.journal.deferred_due("b2", w.root, 10, 10).unwrap();
     assert_eq!((due.len(), due[0].key.scope), (1, Scope::Full));
-    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    w.journal.settle_deferred("b2", 0, &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
     let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     assert_eq!(w.journal.attach_leg("b2", &facts, &[known(&w)], 5).unwrap().full_pass, None);
     w.changed("f", Mask::MODIFY, 1);
     let head = w.journal.claim("other").unwrap();
-    w.journal.ack("other", head, &[], 2).unwrap();
+    w.journal.ack("other", head, 0, &[], 2).unwrap();
     w.attach("other");
     w.journal.prune(&["other".into()]).unwrap();
     let back = w.journal.attach_leg("b2", &facts, &[known(&w)], 6).unwrap();
@@ -175,7 +175,7 @@ fn a_root_that_was_never_proven_is_in_the_history_once_however_often_its_leg_run
     let acked = w.attach("b2").leg.acked;
     let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     let due = w.journal.deferred("b2", 10).unwrap();
-    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    w.journal.settle_deferred("b2", 0, &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let told = |w: &World| w.journal.history(100).unwrap().iter().filter(|h| h.kind == "full-pass").count();
     let before = told(&w);
     for _ in 0..3 {
@@ -194,7 +194,7 @@ fn a_root_that_acks_passed_while_it_was_not_in_the_leg_gets_a_full_pass_of_its_o
     let mut w = world();
     w.attach("b2");
     let due = w.journal.deferred("b2", 10).unwrap();
-    w.journal.settle_deferred("b2", &[(due[0].key.clone(), due[0].seq)]).unwrap();
+    w.journal.settle_deferred("b2", 0, &[(due[0].key.clone(), due[0].seq)]).unwrap();
     let acked = w.journal.leg("b2").unwrap().unwrap().acked;
     let facts = CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked, revision: 1 };
     for (attended, rows) in [(Some(acked), 0), (Some(acked - 1), 1), (None, 1)] {
@@ -229,11 +229,11 @@ fn a_renewed_row_survives_its_own_settlement() {
     w.journal.defer("b2", &[owed(w.root, "f", 5, 50)]).unwrap();
     let read = w.journal.deferred("b2", 10).unwrap().into_iter().find(|d| d.key.path == path("f")).unwrap();
     w.journal.defer("b2", &[NewDeferred { mask: Mask::ATTRIB, ..owed(w.root, "f", 9, 70) }]).unwrap();
-    assert_eq!(w.journal.settle_deferred("b2", &[(read.key.clone(), read.seq)]).unwrap(), 0);
+    assert_eq!(w.journal.settle_deferred("b2", 0, &[(read.key.clone(), read.seq)]).unwrap(), 0);
     let now = w.journal.deferred("b2", 10).unwrap().into_iter().find(|d| d.key.path == path("f")).unwrap();
     assert_eq!((now.seq, now.since_ns, now.attempts), (9, 50, 2));
     assert_eq!(now.mask, Mask::MODIFY | Mask::ATTRIB);
-    assert_eq!(w.journal.settle_deferred("b2", &[(now.key.clone(), now.seq)]).unwrap(), 1);
+    assert_eq!(w.journal.settle_deferred("b2", 0, &[(now.key.clone(), now.seq)]).unwrap(), 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use shared::database::DatabaseError;
 use shared::entry::{Handle, stored_enum};
 use shared::path::RelPath;
 
-use super::{Catalog, CatalogRoot};
+use super::{Catalog, CatalogRoot, Known};
 use crate::leg::Sha1;
 use crate::tree::{Kind, Stat};
 
@@ -65,6 +65,10 @@ pub struct Row {
 }
 
 impl Row {
+    pub fn known(&self) -> Known {
+        Known { stat: self.stat, origin: self.origin, settled: self.settled, state: self.state }
+    }
+
     pub fn has_object(&self) -> bool {
         !self.object.is_empty()
     }
@@ -197,7 +201,7 @@ impl Catalog {
         mut each: impl FnMut(Handle, Key, u64),
     ) -> Result<(), DatabaseError> {
         let fail = self.fail("read linked files");
-        let sql = "SELECT handle, key, nlink FROM row INDEXED BY row_handle
+        let sql = "SELECT handle, key, nlink FROM row INDEXED BY row_linked
             WHERE root = ?1 AND handle IS NOT NULL AND nlink > 1 AND kind <> 1 AND state <> 1 ORDER BY handle";
         let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
         let mut rows = statement.query(params![root.0]).map_err(&fail)?;

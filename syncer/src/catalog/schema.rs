@@ -3,7 +3,7 @@
 use rusqlite_migration::M;
 
 /// `row.key` is the path, of a directory with a trailing `/`: byte order is walk order. `object` is empty for kinds
-/// that the leg cannot hold. What every round asks (absent, held, the names of a handle, big files) has a partial index.
+/// that the leg cannot hold. What every round asks (absent, held, the names of a handle, linked files, big files) has a partial index.
 pub const MIGRATIONS: &[M<'static>] = &[M::up(
     "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),
@@ -50,6 +50,7 @@ pub const MIGRATIONS: &[M<'static>] = &[M::up(
     CREATE INDEX row_absent ON row(root, key) WHERE state = 1;
     CREATE INDEX row_held ON row(root, key) WHERE state = 2;
     CREATE INDEX row_handle ON row(root, handle) WHERE handle IS NOT NULL;
+    CREATE INDEX row_linked ON row(root, handle) WHERE handle IS NOT NULL AND nlink > 1 AND kind <> 1;
     CREATE INDEX row_big ON row(root, mtime_ns) WHERE kind = 0 AND size >= 16777216;
     CREATE TABLE silent(
         root INTEGER NOT NULL,

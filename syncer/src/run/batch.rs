@@ -2,12 +2,13 @@
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
 use shared::journal::Class;
+use shared::limits;
 use shared::path::RelPath;
 
 use super::linked::LinkedFiles;
@@ -70,6 +71,8 @@ pub struct Plan {
     pub tally: Tally,
     /// Files that have other names, or had.
     pub linked: LinkedFiles,
+    /// Paths whose other names would have been too many for one batch: they are to be looked at again in the next one.
+    pub rest: Vec<Work>,
 }
 
 /// Counts of what was decided without sending.
@@ -107,7 +110,7 @@ pub struct Planner<'a> {
 impl Planner<'_> {
     pub fn plan(&self, items: Vec<Item>) -> Result<Plan, DatabaseError> {
         let mut plan = Plan::default();
-        let items = self.with_relatives(items, &mut plan.linked)?;
+        let items = self.with_relatives(items, &mut plan)?;
         let mut linked: BTreeMap<(usize, u64), Vec<(Op, Verdict)>> = BTreeMap::new();
         for item in items {
             plan.tally.examined += 1;
@@ -138,55 +141,91 @@ impl Planner<'_> {
     }
 
     /// Adds what hangs together with the items: other catalogued names of a linked inode, and parents that the
-    /// destination does not have yet.
-    fn with_relatives(&self, items: Vec<Item>, linked: &mut LinkedFiles) -> Result<Vec<Item>, DatabaseError> {
-        let mut items = once_each(items);
-        let mut have: HashSet<(usize, Key)> = items.iter().filter_map(key_of).collect();
-        let mut next = 0;
-        while next < items.len() {
-            for (work, key) in self.relatives(&items[next], linked)? {
-                let Some(ground) = &self.grounds[work.root] else { continue };
-                if !have.insert((work.root, key)) {
-                    continue;
-                }
-                items.extend(examine_path(ground, self.catalog, &work)?.items);
-            }
-            next += 1;
-        }
-        Ok(items)
-    }
-
-    fn relatives(&self, item: &Item, linked: &mut LinkedFiles) -> Result<Vec<(Work, Key)>, DatabaseError> {
-        let (root, path, row, mask, seq) = match item {
-            Item::Check { root, path, row, mask, seq, .. } => {
-                (*root, path.clone(), row.as_deref(), *mask, *seq)
-            }
-            Item::Gone { root, key, row, mask, seq } => (*root, key.path(), Some(&**row), *mask, *seq),
-            Item::Unknown { .. } => return Ok(Vec::new()),
-        };
-        let Some(ground) = &self.grounds[root] else { return Ok(Vec::new()) };
-        let mut out = Vec::new();
-        for (handle, links) in linked_handles(ground, item) {
-            // With the first name of a file come all of them: asked for each, the work would grow with the square.
-            if !linked.add(root, handle.clone(), links) {
+    /// destination does not have yet. All names of one file come in one batch; files whose names would be too many for
+    /// it are left to the next one.
+    fn with_relatives(&self, items: Vec<Item>, plan: &mut Plan) -> Result<Vec<Item>, DatabaseError> {
+        let mut queue = VecDeque::from(once_each(items));
+        let mut have: HashSet<(usize, Key)> = queue.iter().filter_map(key_of).collect();
+        let (mut out, mut brought) = (Vec::with_capacity(queue.len()), 0);
+        while let Some(item) = queue.pop_front() {
+            let Some((ground, work)) = self.work_of(&item) else {
+                out.push(item);
+                continue;
+            };
+            let files = linked_handles(ground, &item, self.holds);
+            let is_news = |(handle, _): &(Handle, _)| !plan.linked.has(work.root, handle);
+            if brought >= limits::BATCH_PATHS && files.iter().any(is_news) {
+                plan.rest.push(work);
                 continue;
             }
-            for key in self.catalog.names_of_handle(ground.catalog, &handle)? {
+            let mut relatives: Vec<(Key, Mask)> =
+                self.new_parent(ground, &item, &work)?.into_iter().collect();
+            for (handle, seen) in files {
+                // With the first name of a file come all of them: asked for each, the work would grow with the square.
+                if plan.linked.add(work.root, handle.clone(), seen.map(|stat| stat.nlink)) {
+                    let names = self.names_to_look_at(ground, &work.path, &handle, seen)?;
+                    relatives.extend(names.into_iter().map(|key| (key, work.mask)));
+                }
+            }
+            for (key, mask) in relatives {
                 let path = key.path();
-                out.push((Work { root, path, scope: Scope::SelfOnly, mask, seq }, key));
+                if have.insert((work.root, key)) {
+                    let looked = examine_path(ground, self.catalog, &Work { path, mask, ..work.clone() })?;
+                    brought += looked.items.len();
+                    queue.extend(looked.items);
+                }
             }
-        }
-        let is_new = matches!(item, Item::Check { .. }) && row.is_none();
-        if let Some(parent) = path.parent().filter(|_| is_new && self.holds.all_kinds) {
-            let key = Key::new(&parent, Kind::Dir);
-            if self.catalog.get(ground.catalog, &key)?.is_none() {
-                out.push((
-                    Work { root, path: parent, scope: Scope::SelfOnly, mask: Mask::UNKNOWN, seq },
-                    key,
-                ));
-            }
+            out.push(item);
         }
         Ok(out)
+    }
+
+    /// What would lead to the item again; `None` if nothing hangs on it.
+    fn work_of(&self, item: &Item) -> Option<(&Ground, Work)> {
+        let (root, path, mask, seq) = match item {
+            Item::Check { root, path, mask, seq, .. } => (*root, path.clone(), *mask, *seq),
+            Item::Gone { root, key, mask, seq, .. } => (*root, key.path(), *mask, *seq),
+            Item::Unknown { .. } => return None,
+        };
+        let work = Work { root, path, scope: Scope::SelfOnly, mask, seq };
+        self.grounds[root].as_ref().map(|ground| (ground, work))
+    }
+
+    /// The names of a file that a look at one of them asks for. None, where all rows say what was seen: any change of the
+    /// file or of its names would show there. Then a name that is new wants only one to be a link to.
+    fn names_to_look_at(
+        &self,
+        ground: &Ground,
+        path: &RelPath,
+        handle: &Handle,
+        seen: Option<Stat>,
+    ) -> Result<Vec<Key>, DatabaseError> {
+        let terms = Terms { holds: self.holds, stable_inodes: ground.tree.stable_inodes() };
+        let says_so = |row: &Row| {
+            // Whatever the kind: a look at another name is no look at this one.
+            row.settled && seen.is_some_and(|seen| examine::is_same(&row.known(), &seen, terms))
+        };
+        let rows = self.catalog.rows_of_handle(ground.catalog, handle)?;
+        if !rows.iter().all(|(_, row)| says_so(row)) {
+            return self.catalog.names_of_handle(ground.catalog, handle);
+        }
+        let is_known = rows.iter().any(|(key, _)| key.path() == *path);
+        let wanted = usize::from(self.holds.hard_links && !is_known);
+        Ok(rows.into_iter().take(wanted).map(|(key, _)| key).collect())
+    }
+
+    /// The directory of what is new, if that is new, too.
+    fn new_parent(
+        &self,
+        ground: &Ground,
+        item: &Item,
+        work: &Work,
+    ) -> Result<Option<(Key, Mask)>, DatabaseError> {
+        let is_new = self.holds.all_kinds && matches!(item, Item::Check { row: None, .. });
+        let Some(parent) = work.path.parent().filter(|_| is_new) else { return Ok(None) };
+        let key = Key::new(&parent, Kind::Dir);
+        let known = self.catalog.get(ground.catalog, &key)?.is_some();
+        Ok((!known).then_some((key, Mask::UNKNOWN)))
     }
 
     fn plan_gone(&self, plan: &mut Plan, root: usize, key: Key, row: Row) {
@@ -353,13 +392,14 @@ pub fn owed(op: &Op, class: Class, reason: String) -> Owed {
 }
 
 /// The handles by which a file has other names: of what stands there now, and of what the row was made from, which may
-/// have been written through this name before it was replaced or removed. With each the link count, where it was seen.
-fn linked_handles(ground: &Ground, item: &Item) -> Vec<(Handle, Option<u64>)> {
-    let linked = |stat: &Stat| stat.nlink > 1 && !stat.kind.is_dir();
+/// have been written through this name before it was replaced or removed. With each what was seen of it now. Of kinds
+/// that the leg does not hold, nothing follows for other names.
+fn linked_handles(ground: &Ground, item: &Item, holds: Holds) -> Vec<(Handle, Option<Stat>)> {
+    let linked = |stat: &Stat| stat.nlink > 1 && !stat.kind.is_dir() && holds.holds(stat.kind);
     let (now, row) = match item {
         Item::Check { path, stat, row, .. } => {
             let now = linked(stat).then(|| ground.tree.handle(path)).flatten();
-            (now.map(|handle| (handle, Some(stat.nlink))), row.as_deref())
+            (now.map(|handle| (handle, Some(*stat))), row.as_deref())
         }
         Item::Gone { row, .. } => (None, Some(&**row)),
         Item::Unknown { .. } => (None, None),
@@ -400,5 +440,66 @@ fn key_of(item: &Item) -> Option<(usize, Key)> {
         Item::Check { root, path, stat, .. } => Some((*root, Key::new(path, stat.kind))),
         Item::Gone { root, key, .. } => Some((*root, key.clone())),
         Item::Unknown { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use shared::identity::Identity;
+    use shared::rules::Rules;
+
+    use super::*;
+    use crate::tree::Tree;
+    use crate::tree::proven::ProvenTree;
+
+    const HOLDS: Holds =
+        Holds { all_kinds: true, attributes: true, hard_links: true, writers: false, nanoseconds: true };
+
+    #[test]
+    fn the_other_names_that_one_batch_brings_are_bounded_and_those_of_one_file_stay_together() {
+        const NAMES: usize = 4;
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        let tree: Arc<dyn Tree> = {
+            fs::create_dir(&top).unwrap();
+            Arc::new(ProvenTree::open(&top).unwrap())
+        };
+        let mut catalog = Catalog::open(&dir.path().join("catalog.db")).unwrap();
+        let identity = Identity { fs: "x".into(), uuid: None, subvolume: None, inode: 1, btime_ns: None };
+        let root = catalog.put_root("r", &RelPath::root(), &identity).unwrap();
+        let path = |file: usize, name: usize| RelPath::parse(format!("{file}.{name}").as_bytes()).unwrap();
+        let mut rows = Vec::new();
+        for file in 0..limits::BATCH_PATHS {
+            fs::write(top.join(format!("{file}.0")), "").unwrap();
+            for name in 0..NAMES {
+                if name > 0 {
+                    fs::hard_link(top.join(format!("{file}.0")), top.join(format!("{file}.{name}"))).unwrap();
+                }
+                let (path, key) = (path(file, name), Key::new(&path(file, name), Kind::File));
+                let Look::Found(stat) = tree.look(&path) else { panic!("{path}") };
+                let handle = tree.handle(&path);
+                // Made with fewer names: each of them is to be looked at.
+                rows.push(Change::Put {
+                    root,
+                    key,
+                    row: examine::made_row(&stat, None, "o".into(), handle, 0),
+                });
+            }
+        }
+        catalog.apply(&rows, &[]).unwrap();
+        let ground = Ground { tree, rules: Arc::new(Rules::new(&[]).unwrap()), catalog: root };
+        let grounds = [Some(ground.clone())];
+        let planner = Planner { grounds: &grounds, catalog: &catalog, holds: HOLDS, now_ns: 0, run: 1 };
+        let work =
+            |file| Work { root: 0, path: path(file, 2), scope: Scope::SelfOnly, mask: Mask::MODIFY, seq: 1 };
+        let look = |work: &Work| examine_path(&ground, &catalog, work).unwrap().items;
+        let items: Vec<Item> = (0..limits::BATCH_PATHS).flat_map(|file| look(&work(file))).collect();
+        let plan = planner.plan(items).unwrap();
+        let whole = limits::BATCH_PATHS.div_ceil(NAMES - 1);
+        assert_eq!(plan.tally.examined as usize, whole * NAMES);
+        assert_eq!(plan.rest, (whole..limits::BATCH_PATHS).map(work).collect::<Vec<_>>());
     }
 }

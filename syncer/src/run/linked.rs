@@ -12,7 +12,7 @@ use shared::journal::Class;
 use shared::limits;
 
 use super::batch::Owed;
-use super::source::Ground;
+use super::source::{Ground, Work};
 use super::{Run, RunError};
 use crate::catalog::{Key, Row, RowState};
 use crate::tree::{Kind, Look};
@@ -22,6 +22,10 @@ use crate::tree::{Kind, Look};
 pub struct LinkedFiles(BTreeMap<(usize, Handle), Option<u64>>);
 
 impl LinkedFiles {
+    pub fn has(&self, root: usize, handle: &Handle) -> bool {
+        self.0.contains_key(&(root, handle.clone()))
+    }
+
     /// True the first time.
     pub fn add(&mut self, root: usize, handle: Handle, links: Option<u64>) -> bool {
         match self.0.entry((root, handle)) {
@@ -134,6 +138,21 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// A rescan of a whole root only counts what is unchanged, linked or not. What the catalog asks for is published before
+    /// it, so that the walk is the look after the publication: after a full pass nothing is published, and what follows
+    /// from other rules, or from a batch whose run was cut off, was not yet.
+    pub(super) fn publish_before(&mut self, works: &[Work]) -> Result<(), RunError> {
+        let whole = works.iter().filter(|work| work.is_tree() && work.path.is_root());
+        for root in whole.map(|work| work.root).collect::<BTreeSet<_>>() {
+            let Some(ground) = &self.grounds[root] else { continue };
+            let wanted = self.wanted(ground)?;
+            let (leg, id) = (self.parts.leg.name.as_str(), self.roots[root].id);
+            self.parts.journal.publish_linked(leg, id, &wanted, &BTreeSet::new())?;
+            self.recount.seen.insert(root);
+        }
+        Ok(())
+    }
+
     /// Where there were too many for the journal, and by now there may not be.
     pub(super) fn recount_linked(&mut self) -> Result<(), RunError> {
         let leg = self.parts.leg.name.to_string();
@@ -148,32 +167,38 @@ impl Run<'_> {
                 continue;
             }
             self.recount.counted_ns.insert(root, self.parts.clock.boot_ns());
-            let mut wanted = BTreeSet::new();
-            let mut last: Option<(Handle, u64, u64)> = None;
-            let mut close = |file: Option<(Handle, u64, u64)>| {
-                if let Some((handle, links, names)) = file
-                    && links > names
-                    && wanted.len() <= limits::LINKED_FILES_MAX
-                {
-                    wanted.insert(handle);
-                }
-            };
-            self.parts.catalog.each_linked(ground.catalog, |handle, key, links| {
-                let name = u64::from(!ground.rules.excludes(&key.path(), false));
-                match &mut last {
-                    Some((of, most, names)) if *of == handle => {
-                        *most = links.max(*most);
-                        *names += name;
-                    }
-                    _ => close(last.replace((handle, links, name))),
-                }
-            })?;
-            close(last.take());
+            let wanted = self.wanted(ground)?;
             if wanted.len() <= limits::LINKED_FILES_MAX {
                 self.parts.journal.replace_linked(&leg, id, &wanted)?;
             }
         }
         Ok(())
+    }
+
+    /// The files that have more names than the catalog; one more than can be published stands for any more.
+    fn wanted(&self, ground: &Ground) -> Result<BTreeSet<Handle>, RunError> {
+        let mut wanted = BTreeSet::new();
+        let mut last: Option<(Handle, u64, u64)> = None;
+        let mut close = |file: Option<(Handle, u64, u64)>| {
+            if let Some((handle, links, names)) = file
+                && links > names
+                && wanted.len() <= limits::LINKED_FILES_MAX
+            {
+                wanted.insert(handle);
+            }
+        };
+        self.parts.catalog.each_linked(ground.catalog, |handle, key, links| {
+            let name = u64::from(!ground.rules.excludes(&key.path(), false));
+            match &mut last {
+                Some((of, most, names)) if *of == handle => {
+                    *most = links.max(*most);
+                    *names += name;
+                }
+                _ => close(last.replace((handle, links, name))),
+            }
+        })?;
+        close(last.take());
+        Ok(wanted)
     }
 }
 

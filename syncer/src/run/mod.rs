@@ -344,6 +344,7 @@ impl<'a> Run<'a> {
             let root = self.roots.iter().find(|r| r.id == row.key.root);
             self.report.troubles.push(Trouble {
                 root: root.map_or_else(String::new, |r| r.name.clone()),
+                what: row.what(),
                 path: row.key.path,
                 class: row.class.to_string(),
                 reason: row.last_error,

@@ -313,7 +313,8 @@ impl Run<'_> {
             self.parts.journal.defer(&leg, &rows)?;
         }
         if count > 0 {
-            self.expect_catalog()?;
+            let revision = self.revision_to_note()?;
+            self.parts.journal.expect_revision(&leg, revision)?;
             // What waited for a name to become free may go now.
             self.parts.journal.wake_deferred(&leg, Class::Kind)?;
         }

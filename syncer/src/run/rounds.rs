@@ -59,6 +59,7 @@ impl Run<'_> {
         }
         self.wake_changed(&mut works)?;
         self.add_silent(&mut works)?;
+        self.publish_before(&works)?;
         self.source = Source::of_entries(works);
         self.due_until_ns = None;
         self.owed.clear();
@@ -193,6 +194,7 @@ impl Run<'_> {
             }
             self.add_work(work, key.handle.as_ref(), &mut works)?;
         }
+        self.publish_before(&works)?;
         self.source = Source::of_due(works);
         let end = self.parts.clock.boot_ns().saturating_add(limits::DUE_TIME.as_nanos() as i64);
         self.due_until_ns = Some(end);
@@ -225,6 +227,7 @@ impl Run<'_> {
         self.plan = planner.plan(items)?;
         self.report.tally.add(&self.plan.tally);
         self.owed.append(&mut self.plan.owed);
+        self.source.look_again(std::mem::take(&mut self.plan.rest));
         Ok(Event::Batch { empty: false })
     }
 
@@ -348,14 +351,14 @@ impl Run<'_> {
 
     pub(super) fn ack(&mut self) -> Result<(), RunError> {
         let deferred = self.deferrals()?;
-        let acked = self.leg_row.as_ref().map_or(0, |l| l.acked);
-        if self.head == acked && deferred.is_empty() {
+        let known = self.leg_row.as_ref().map(|leg| (leg.acked, leg.revision));
+        let revision = self.revision_to_note()?;
+        if known == Some((self.head, revision)) && deferred.is_empty() {
             return Ok(()); // a night without changes writes nothing
         }
         let now = self.parts.clock.wall_ns();
         self.store_cursor(self.head)?;
-        self.expect_catalog()?;
-        self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, &deferred, now)?;
+        self.parts.journal.ack(self.parts.leg.name.as_str(), self.head, revision, &deferred, now)?;
         if let Some(leg) = &mut self.leg_row {
             leg.acked = self.head;
         }
@@ -382,8 +385,8 @@ impl Run<'_> {
             self.parts.journal.defer(&leg, &owed)?;
         }
         if !done.is_empty() {
-            self.expect_catalog()?;
-            self.parts.journal.settle_deferred(&leg, &done)?;
+            let revision = self.revision_to_note()?;
+            self.parts.journal.settle_deferred(&leg, revision, &done)?;
         }
         self.owed.clear();
         self.due.clear();

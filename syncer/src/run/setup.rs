@@ -111,15 +111,11 @@ impl Run<'_> {
         Ok(self.parts.catalog.set_cursor(self.parts.journal.id(), acked, revision, &roots)?)
     }
 
-    /// Has the journal expect the catalog as it is now, before it gives up what led there.
-    pub(super) fn expect_catalog(&mut self) -> Result<(), RunError> {
-        let Some(leg) = &mut self.leg_row else { return Ok(()) };
+    /// What the catalog counts now, to be noted in the journal.
+    pub(super) fn revision_to_note(&mut self) -> Result<u64, RunError> {
         let revision = self.parts.catalog.facts()?.revision;
-        if leg.revision != revision {
-            self.parts.journal.expect_revision(&leg.name, revision)?;
-            leg.revision = revision;
-        }
-        Ok(())
+        self.leg_row.iter_mut().for_each(|leg| leg.revision = revision);
+        Ok(revision)
     }
 
     pub(super) async fn begin_store(&mut self) -> Result<(), RunError> {

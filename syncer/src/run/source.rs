@@ -60,6 +60,8 @@ pub struct Source {
     plan_max: Option<usize>,
     /// Subtrees that brought more than that.
     put_off: Vec<Work>,
+    /// Paths that were taken out of a batch: the next one begins with them.
+    again: Vec<Work>,
 }
 
 /// What is below a work's own path, taken page by page.
@@ -146,6 +148,9 @@ impl Source {
     /// The next paths, about `limits::BATCH_PATHS`.
     pub fn next_batch(&mut self, eyes: Eyes<'_>) -> Result<Taken, DatabaseError> {
         let mut taken = Taken::default();
+        for work in std::mem::take(&mut self.again) {
+            self.begin(eyes, work, &mut taken)?;
+        }
         while taken.items.len() < limits::BATCH_PATHS && taken.same < limits::WALK_TURN_PATHS {
             if let Some(below) = self.below.pop() {
                 self.go_below(eyes, below, &mut taken)?;
@@ -264,7 +269,13 @@ impl Source {
         std::mem::take(&mut self.put_off)
     }
 
-    /// Ends before the end; returns what is not done.
+    /// What did not fit into the last batch.
+    pub fn look_again(&mut self, works: Vec<Work>) {
+        self.again = works;
+    }
+
+    /// Ends before the end; returns what is not done, except for what was taken out of the last batch: that is still to
+    /// come.
     pub fn stop(&mut self) -> Vec<Work> {
         let begun = self.below.drain(..).map(|below| match below {
             Below::Merge(_, work, _) | Below::Gone(_, work) | Below::Names(_, work) => work,

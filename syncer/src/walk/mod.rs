@@ -120,6 +120,8 @@ pub struct Merge {
     from: Option<Vec<u8>>,
     end: Option<Vec<u8>>,
     root: CatalogRoot,
+    /// Every path of the root is compared.
+    whole: bool,
     /// Everything within is unknown, or owed.
     blind: Option<RelPath>,
     /// Paths that are what the catalog says, since the last time somebody asked.
@@ -154,6 +156,7 @@ impl Merge {
             from: Some(from),
             end: top.dir_key_end(),
             root,
+            whole: top.is_root(),
             blind: None,
             same: 0,
         }
@@ -207,6 +210,8 @@ impl Merge {
     }
 
     fn turn(&mut self) -> Option<(Key, Turn)> {
+        // A linked file may have a name elsewhere whose row says something else.
+        let alone = |stat: &Stat| self.whole || stat.nlink == 1 || stat.kind.is_dir();
         let row = self.rows.front();
         let Some((key, step)) = self.walk.step() else {
             return row.map(|(key, _)| (Key(key.to_vec()), Turn::Row));
@@ -215,7 +220,9 @@ impl Merge {
             Some((row_key, _)) if row_key < key => Some((Key(row_key.to_vec()), Turn::Row)),
             Some((row_key, known)) if row_key == key => match step {
                 // Without the key: this is the case that must cost nothing.
-                Ok(stat) if examine::is_same(known, stat, self.terms) => Some((Key(Vec::new()), Turn::Same)),
+                Ok(stat) if alone(stat) && examine::is_same(known, stat, self.terms) => {
+                    Some((Key(Vec::new()), Turn::Same))
+                }
                 Ok(stat) => Some((Key(key.to_vec()), Turn::Both(*stat))),
                 Err(why) => Some((Key(key.to_vec()), Turn::Walk(Err(why.clone())))),
             },

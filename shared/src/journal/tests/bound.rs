@@ -9,7 +9,7 @@ fn two_legs() -> (World, [String; 2]) {
     for leg in ["day", "night"] {
         w.attach(leg);
         for row in w.journal.deferred(leg, 10).unwrap() {
-            w.journal.settle_deferred(leg, &[(row.key, row.seq)]).unwrap();
+            w.journal.settle_deferred(leg, 0, &[(row.key, row.seq)]).unwrap();
         }
     }
     (w, ["day".into(), "night".into()])
@@ -24,7 +24,7 @@ impl World {
 
     fn ack_all(&mut self, leg: &str) {
         let head = self.journal.claim(leg).unwrap();
-        self.journal.ack(leg, head, &[], 0).unwrap();
+        self.journal.ack(leg, head, 0, &[], 0).unwrap();
     }
 
     fn owes(&self, leg: &str, name: &str) -> bool {
@@ -82,6 +82,8 @@ fn a_file_without_a_usable_name_is_owed_by_its_handle() {
     w.journal.append(&mut w.set, &commit, 0).unwrap();
     assert_eq!(w.journal.bound(&legs, 4, 0).unwrap().collapses, 2);
     let owed = w.journal.deferred("night", 10).unwrap();
+    assert!(!w.journal.owes("night", w.root, &RelPath::root()).unwrap(), "nobody said that of the root");
+    assert_eq!(owed[0].what(), "a file without a known name");
     let mut files: Vec<_> = owed.iter().map(|row| (row.key.scope, row.key.handle.clone())).collect();
     files.sort();
     assert_eq!(files, [0, 1, 2, 3, 4, 5].map(|n| (Scope::Handle, Some(file(n)))));
@@ -89,9 +91,9 @@ fn a_file_without_a_usable_name_is_owed_by_its_handle() {
     w.journal.append(&mut w.set, &commit, 0).unwrap();
     assert_eq!(w.journal.bound(&legs, 4, 0).unwrap().collapses, 2);
     assert_eq!(w.journal.deferred_count("night").unwrap(), 6);
-    assert_eq!(w.journal.settle_deferred("night", &[(owed[2].key.clone(), owed[2].seq)]).unwrap(), 0);
+    assert_eq!(w.journal.settle_deferred("night", 0, &[(owed[2].key.clone(), owed[2].seq)]).unwrap(), 0);
     let renewed = w.journal.deferred("night", 10).unwrap().swap_remove(2);
-    assert_eq!(w.journal.settle_deferred("night", &[(renewed.key, renewed.seq)]).unwrap(), 1);
+    assert_eq!(w.journal.settle_deferred("night", 0, &[(renewed.key, renewed.seq)]).unwrap(), 1);
     assert_eq!(w.journal.deferred_count("night").unwrap(), 5);
     // And the bound of what is owed is kept.
     w.journal.write("bound", |tx| bound_deferred(tx, "night", 4)).unwrap();
@@ -108,7 +110,7 @@ fn a_run_in_progress_goes_on_and_its_ack_loses_nothing() {
     assert_eq!(first.len(), 10);
     assert_eq!(w.journal.bound(&legs, 5, 0).unwrap().collapses, 2);
     assert_eq!(w.journal.read(first[9].seq, head, 10).unwrap(), [], "the rest of its rows went meanwhile");
-    w.journal.ack("night", head, &[owed(w.root, "d0/f0", head, 0)], 0).unwrap();
+    w.journal.ack("night", head, 0, &[owed(w.root, "d0/f0", head, 0)], 0).unwrap();
     assert!((0..20).all(|n| w.owes("night", &format!("d{}/f{n}", n % 3))));
     let facts =
         CatalogFacts { catalog_id: [7; 16], journal_id: Some(w.journal.id()), acked: head, revision: 1 };
@@ -144,7 +146,7 @@ fn a_row_that_a_run_works_off_is_renewed_by_a_collapse() {
     assert_eq!((due.len(), due[0].key.path.to_string()), (1, "d".to_owned()));
     many(&mut w);
     w.journal.bound(&legs, 10, 0).unwrap();
-    assert_eq!(w.journal.settle_deferred("night", &[(due[0].key.clone(), due[0].seq)]).unwrap(), 0);
+    assert_eq!(w.journal.settle_deferred("night", 0, &[(due[0].key.clone(), due[0].seq)]).unwrap(), 0);
     assert!(w.owes("night", "d/f7"));
 }
 
@@ -227,7 +229,11 @@ fn what_a_leg_owes_has_a_bound_and_what_fails_goes_on_to_count_as_failing() {
         (1, "d".into(), Class::Error, 0)
     );
     assert!(rest[0].last_error.contains("Permission denied"), "{}", rest[0].last_error);
-    assert_eq!(w.journal.settle_deferred("night", &[(rest[0].key.clone(), 1)]).unwrap(), 0, "it is renewed");
+    assert_eq!(
+        w.journal.settle_deferred("night", 0, &[(rest[0].key.clone(), 1)]).unwrap(),
+        0,
+        "it is renewed"
+    );
 }
 
 #[test]
@@ -243,4 +249,20 @@ fn a_path_that_waits_takes_at_most_two_hundred_bytes_on_disk() {
     let (_, bytes) = w.journal.vacuum().unwrap();
     println!("{} bytes for each", bytes / 20_000);
     assert!(bytes <= 20_000 * 200, "{bytes}");
+}
+
+#[test]
+fn what_is_owed_by_handle_is_shown_after_what_has_a_name() {
+    let (mut w, _) = two_legs();
+    let named = owed(w.root, "named", 1, 9);
+    let by_handle = |n| NewDeferred {
+        handle: Some(Handle { kind: 1, bytes: vec![n] }),
+        scope: Scope::Handle,
+        path: RelPath::root(),
+        ..owed(w.root, "", 1, 1)
+    };
+    let rows: Vec<NewDeferred> = (0..5).map(by_handle).chain([named]).collect();
+    w.journal.defer("night", &rows).unwrap();
+    let shown: Vec<String> = w.journal.deferred("night", 3).unwrap().iter().map(Deferred::what).collect();
+    assert_eq!(shown, ["named", "a file without a known name", "a file without a known name"]);
 }

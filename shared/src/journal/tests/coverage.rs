@@ -349,10 +349,10 @@ impl Model {
 
     fn ack(&mut self, leg: usize, head: u64, committed: &Versions, busy: Vec<usize>) -> Result<(), String> {
         let owed = self.owed(busy, head);
-        self.expect_revision(leg);
+        let revision = self.counted(leg);
         let model = &mut self.legs[leg];
         (model.catalog.acked, model.catalog.attended) = (head, Some(head));
-        self.world.journal.ack(model.name, head, &owed, 0).unwrap();
+        self.world.journal.ack(model.name, head, revision, &owed, 0).unwrap();
         let rows = self.world.journal.deferred_due(LEGS[leg], self.world.root, 0, 100).unwrap();
         let works = rows.iter().flat_map(|row| self.works(leg, row.key.scope, &row.key.path)).collect();
         self.legs[leg].doing = Doing::Due { rows, works, owed: Vec::new() };
@@ -369,15 +369,12 @@ impl Model {
         Ok(())
     }
 
-    fn expect_revision(&mut self, leg: usize) {
-        if self.plant != Plant::CatalogUncounted {
-            let revision = self.legs[leg].catalog.revision;
-            self.world.journal.expect_revision(LEGS[leg], revision).unwrap();
-        }
+    fn counted(&self, leg: usize) -> u64 {
+        if self.plant == Plant::CatalogUncounted { 0 } else { self.legs[leg].catalog.revision }
     }
 
     fn settle(&mut self, leg: usize, rows: &[Deferred], busy: Vec<usize>) {
-        self.expect_revision(leg);
+        let revision = self.counted(leg);
         let seq = rows.iter().map(|r| r.seq).max().unwrap_or(0);
         let owed = self.owed(busy, seq);
         let again: Vec<DeferredKey> = owed.iter().map(NewDeferred::key).collect();
@@ -391,7 +388,7 @@ impl Model {
                 journal.conn.execute(sql, params![LEGS[leg], key.path.as_bytes(), key.scope]).unwrap();
             }
         } else {
-            journal.settle_deferred(LEGS[leg], &done).unwrap();
+            journal.settle_deferred(LEGS[leg], revision, &done).unwrap();
         }
     }
 

@@ -257,10 +257,10 @@ mod tests {
             let roots: Vec<LegRootFacts> = self.roots.iter().map(attended).collect();
             self.journal.attach_leg(leg, &facts, &roots, 150).unwrap();
             for row in self.journal.deferred(leg, 10).unwrap() {
-                self.journal.settle_deferred(leg, &[(row.key, row.seq)]).unwrap();
+                self.journal.settle_deferred(leg, 0, &[(row.key, row.seq)]).unwrap();
             }
             let head = self.journal.claim(leg).unwrap();
-            self.journal.ack(leg, head, &[], 160).unwrap();
+            self.journal.ack(leg, head, 0, &[], 160).unwrap();
         }
 
         fn stats(&self) -> JournalStats {
