@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use shared::entry::Handle;
@@ -19,6 +20,9 @@ use tree::{Anchors, Place, Tree};
 
 /// How often a directory's name and parent are asked for while others move it about.
 const LINK_TRIES: usize = 4;
+
+/// Directories kept open for names in a batch.
+const ASKED_MAX: usize = 64;
 
 /// Why a directory has no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,18 +40,21 @@ pub struct Resolver {
     pub tree: Tree,
     dev: u64,
     mount: Option<OpenMount>,
+    /// Directories of this batch that were asked for names: many events of one come together.
+    asked: HashMap<Handle, OwnedFd>,
 }
 
 impl Resolver {
     /// For a filesystem that was just marked.
     pub fn reset(&mut self, dev: u64, anchors: Anchors) {
         self.dev = dev;
-        self.mount = None;
+        self.release();
         self.tree.reset(anchors);
     }
 
     /// Gives up the mount: to be called when a batch is done.
     pub fn release(&mut self) {
+        self.asked.clear();
         self.mount = None;
     }
 
@@ -122,17 +129,18 @@ impl Resolver {
 
     /// Whether the directory has this name and it is this object.
     pub fn has(&mut self, dir: HandleRef<'_>, name: &[u8], target: HandleRef<'_>) -> Result<bool, Lost> {
-        let mount = self.mount()?;
-        // The most frequent answer costs one call: that the file is gone.
-        if sys::open_by_handle(mount.fd(), &target.to_handle(), libc::O_PATH).is_err() {
-            return Ok(false);
+        if !self.asked.contains_key(&dir) {
+            let flags = libc::O_PATH | libc::O_DIRECTORY;
+            let Ok(fd) = sys::open_by_handle(self.mount()?.fd(), &dir.to_handle(), flags) else {
+                return Ok(false);
+            };
+            if self.asked.len() >= ASKED_MAX {
+                self.asked.clear();
+            }
+            self.asked.insert(dir.to_handle(), fd);
         }
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let fd = sys::open_by_handle(mount.fd(), &dir.to_handle(), flags);
-        let found = fd
-            .ok()
-            .zip(CString::new(name).ok())
-            .and_then(|(fd, name)| sys::name_to_handle(fd.as_fd(), &name).ok());
+        let found = CString::new(name).ok().zip(self.asked.get(&dir));
+        let found = found.and_then(|(name, dir)| sys::name_to_handle(dir.as_fd(), &name).ok());
         Ok(found.is_some_and(|found| HandleRef::from(&found) == target))
     }
 }
