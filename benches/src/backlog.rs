@@ -14,7 +14,10 @@ pub fn measure(entries: u64) -> anyhow::Result<()> {
     let work = tempfile::tempdir()?;
     let state = work.path().join("state");
     let config = configure(&disk.path(), &state, &work.path().join("run"))?;
+    add_leg(&config, &work.path().join("mirror"), entries)?;
     let daemon = Daemon::start(&config);
+    let synced = call("syncer", &config, &["run"]);
+    anyhow::ensure!(synced.status.success(), "run: {}", tests::programs::text(&synced));
     let path_bytes = touch(&disk.path(), entries)?;
     let flushed = call("tracker", &config, &["flush"]);
     anyhow::ensure!(flushed.status.success(), "flush: {}", tests::programs::text(&flushed));
@@ -34,6 +37,18 @@ pub fn measure(entries: u64) -> anyhow::Result<()> {
     anyhow::ensure!(daemon.stop() == Some(0), "the tracker did not end well");
     // The log is in it now.
     println!("| journal bytes per entry | {:.0} |", size("journal.db") as f64 / rows as f64);
+    Ok(())
+}
+
+/// One for which all entries are kept.
+fn add_leg(config: &Path, mirror: &Path, entries: u64) -> anyhow::Result<()> {
+    fs::create_dir(mirror)?;
+    let leg = format!(
+        "[[leg]]\nname = \"lag\"\nkind = \"dir\"\nroots = [\"space\"]\npath = \"{}\"\n",
+        mirror.display()
+    );
+    let rest = fs::read_to_string(config)?;
+    fs::write(config, format!("max_entries = {}\n{rest}{leg}", 2 * entries))?;
     Ok(())
 }
 
