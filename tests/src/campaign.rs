@@ -17,6 +17,7 @@ use shared::clock::{Clock as _, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::Journal;
+use shared::limits;
 use tempfile::TempDir;
 
 use crate::compare::{Depth, differences, facts};
@@ -374,7 +375,7 @@ impl Campaign {
 
     /// Gaps that left no row of their own, because the filesystem told what changed, and passes of a leg over all.
     fn read_history(&mut self) {
-        let rows = self.journal().history(1_000).unwrap().into_iter();
+        let rows = self.journal().history(limits::HISTORY_ROWS_MAX as usize).unwrap().into_iter();
         let rescans = rows.filter(|row| row.at_ns > self.began_ns && RESCANS.contains(&row.kind.as_str()));
         self.figures.gaps.extend(rescans.map(|row| format!("{}: {}", row.kind, row.text)));
     }
