@@ -108,9 +108,10 @@ impl Journal {
         })
     }
 
-    /// Starts a run: checks the databases against each other, counts the run, and where they do not belong
-    /// together writes one row of scope `full` per root, with a line for people, all in one transaction. A root that is new to the leg, or
-    /// that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left goes.
+    /// Starts a run: checks the databases against each other, counts the run, and where they do not belong together
+    /// writes one row of scope `full` per root, with a line for people, all in one transaction. A root that is new to
+    /// the leg, or that acks passed while it was not in it, gets such a row for itself. What is owed of roots that left
+    /// goes.
     pub fn attach_leg(
         &mut self,
         name: &str,
@@ -212,9 +213,9 @@ impl Journal {
         self.write("note the catalog's revision", |tx| note_revision(tx, leg, revision))
     }
 
-    /// Moves the cursor: what is owed of the entries up to `upto` stands in `deferred`, the rest is done. To be
-    /// called after the catalog committed, with what it counts then. A leg from under which entries were pruned before it read them (the tracker
-    /// does not know it any more) keeps its cursor, and its next run is a full pass.
+    /// Moves the cursor: what is owed of the entries up to `upto` stands in `deferred`, the rest is done. To be called
+    /// after the catalog committed, with what it counts then. A leg from under which entries were pruned before it read
+    /// them (the tracker does not know it any more) keeps its cursor, and its next run is a full pass.
     pub fn ack(
         &mut self,
         leg: &str,

@@ -3,7 +3,8 @@
 use rusqlite_migration::M;
 
 /// `row.key` is the path, of a directory with a trailing `/`: byte order is walk order. `object` is empty for kinds
-/// that the leg cannot hold. What every round asks (absent, held, the names of a handle, linked files, big files) has a partial index.
+/// that the leg cannot hold. What every round asks (absent, held, the names of a handle, linked files, big files) has
+/// a partial index.
 pub const MIGRATIONS: &[M<'static>] = &[M::up(
     "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),

@@ -267,7 +267,8 @@ impl One {
         let sha1 = receipt.sha1.or(same.map(|(sha1, _)| sha1)).or(adopted).or(kept);
         let mut row = examine::made_row(&stat, sha1, receipt.object, handle, looked_ns);
         if op.action == Action::Attributes {
-            // An equal stat proves the content only as far as it did before. An adopted object was equal by size and time, which is all that is asked of it.
+            // An equal stat proves the content only as far as it did before. An adopted object was equal by size and
+            // time, which is all that is asked of it.
             row.settled &= op.row.as_ref().is_some_and(|r| r.settled || r.origin != Origin::Made);
         }
         Ok(Done { row, sent: true })
