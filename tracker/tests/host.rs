@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -56,8 +57,24 @@ enum Kept {
     Memory(Arc<Vec<AtomicU64>>, Arc<Mutex<Vec<u8>>>),
 }
 
+/// The stores after which the tracker is killed.
+#[derive(Clone, Default)]
+struct Fuse(Arc<Mutex<Option<u32>>>);
+
+impl Fuse {
+    fn burn(&self) {
+        let mut left = self.0.lock().unwrap();
+        *left = left.map(|left| left.saturating_sub(1));
+        if left.take_if(|left| *left == 0).is_some() {
+            drop(left);
+            std::panic::resume_unwind(Box::new("killed"));
+        }
+    }
+}
+
 /// Bytes that go home when their user dies.
 struct Bytes {
+    fuse: Fuse,
     words: Arc<Vec<AtomicU64>>,
     home: Arc<Mutex<Vec<u8>>>,
     bytes: Vec<u8>,
@@ -79,6 +96,7 @@ impl Memory for Bytes {
     }
 
     fn set_word(&self, word: usize, value: u64) {
+        self.fuse.burn();
         self.words[word].store(value, Ordering::Relaxed);
     }
 
@@ -91,10 +109,12 @@ impl Memory for Bytes {
     }
 
     fn store(&mut self, at: usize, bytes: &[u8]) {
+        self.fuse.burn();
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     fn clear(&mut self, range: Range<usize>) {
+        self.fuse.burn();
         self.bytes[range].fill(0);
     }
 
@@ -148,6 +168,7 @@ impl Clock for Time {
 #[derive(Clone, Default)]
 struct Machine {
     time: Time,
+    fuse: Fuse,
     /// Of the group that was made last.
     queue: Arc<Mutex<Queue>>,
     store: Arc<Mutex<BTreeMap<String, Kept>>>,
@@ -236,7 +257,7 @@ impl Host for Machine {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         assert!(bytes.len() <= range.len());
-        memory.store(range.start, &bytes);
+        memory.bytes[range][..bytes.len()].copy_from_slice(&bytes);
         Ok(bytes.len())
     }
 
@@ -262,7 +283,8 @@ impl Host for Machine {
 
     fn new_memory(&self) -> io::Result<Bytes> {
         let words = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        Ok(Bytes { words: Arc::new(words), home: Arc::default(), bytes: vec![0; TOTAL_BYTES] })
+        let (fuse, words) = (self.fuse.clone(), Arc::new(words));
+        Ok(Bytes { fuse, words, home: Arc::default(), bytes: vec![0; TOTAL_BYTES] })
     }
 
     fn take_kept(&self, name: &str) -> Option<Kept> {
@@ -277,7 +299,7 @@ impl Host for Machine {
     fn memory_of(&self, kept: Kept) -> Result<Bytes, Unfit> {
         let Kept::Memory(words, home) = kept else { panic!("this is no memory") };
         let bytes = std::mem::take(&mut *home.lock().unwrap());
-        Ok(Bytes { words, home, bytes })
+        Ok(Bytes { fuse: self.fuse.clone(), words, home, bytes })
     }
 
     fn discard_rest(&self) -> Vec<String> {
@@ -481,4 +503,26 @@ fn a_slot_lives_through_a_start_a_kill_and_an_adoption_on_a_machine_that_is_made
     assert!(said.ends_with("no gap"), "{said}");
     handle.stop();
     world.drive(&mut slot, |turn| turn == Turn::Ended { clean: true });
+}
+
+#[test]
+fn a_kill_before_any_store_of_a_buffer_loses_nothing_and_opens_no_gap() {
+    for stores in 1.. {
+        let world = World::new();
+        let (mut slot, handle) = world.start();
+        world.drive(&mut slot, |turn| turn == Turn::Waits { until_ns: None, listen: true });
+        world.happens("f");
+        *world.machine.fuse.0.lock().unwrap() = Some(stores);
+        let life = AssertUnwindSafe(|| world.flush(&mut slot, &handle));
+        if std::panic::catch_unwind(life).is_ok() {
+            assert!(stores > 10, "the fuse must have been of another buffer");
+            return;
+        }
+        drop((slot, handle));
+        world.happens("g");
+        let (mut slot, handle) = world.start();
+        world.flush(&mut slot, &handle);
+        let paths: Vec<String> = world.entries().into_iter().skip(2).map(|(path, ..)| path).collect();
+        assert!(paths == ["f", "g"] || paths == ["f", "f", "g"], "{stores}: {paths:?}");
+    }
 }

@@ -18,7 +18,7 @@ use super::stored::{self, Stored};
 use super::{Host, Placed};
 use crate::generation::{Whole, search};
 use crate::intake::buffer::{Memfd, Unfit};
-use crate::intake::fanotify::{GROUP_FLAGS, MARK_MASK, refused};
+use crate::intake::fanotify::{GROUP_FLAGS, MARK_MASK, RING_MASK, refused};
 use crate::intake::inotify::Inotify;
 use crate::intake::{PlaceError, sys};
 use crate::mounts::{self, Mount};
@@ -30,8 +30,6 @@ const GROUPS_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_user_groups";
 const QUEUE_MAX_DEFAULT: u64 = 16_384;
 /// FIONREAD counts this many bytes for each event, whatever its length (measured on 6.18).
 const FIONREAD_BYTES_PER_EVENT: u64 = 24;
-/// What a canary's mark tells of.
-const RING_MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
 /// STATX_MNT_ID_UNIQUE of statx(2), since Linux 6.8.
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 

@@ -25,6 +25,7 @@ use canary::Canary;
 use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
+pub use canary::RING_MASK;
 pub(crate) use place::refused;
 pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
 

@@ -13,7 +13,8 @@ use crate::intake::PlaceError;
 use crate::intake::records::{Record, Records};
 use crate::roots::OpenRoot;
 
-const MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
+/// What the mark of a canary tells of.
+pub const RING_MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
 
 /// What is known of one root's canary.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,7 +62,7 @@ impl<H: Host> Fanotify<H> {
             let told = |canary: &Canary| matches!(canary, Canary::Awaited(handle) if *handle == dir);
             self.canaries.iter_mut().filter(|c| told(c)).for_each(|c| *c = Canary::Heard);
         }
-        record.mask & !MASK == 0
+        record.mask & !RING_MASK == 0
     }
 
     /// For a group that was just made: what it tells meanwhile is covered by the gap that follows, and dropped.

@@ -85,9 +85,12 @@ impl<H: Host> Fanotify<H> {
     }
 }
 
+/// By root.
+type Open<D> = Vec<Option<OpenRoot<D>>>;
+
 /// The roots of one filesystem, open while a source is made for them.
 pub(super) struct Roots<D> {
-    open: Vec<Option<OpenRoot<D>>>,
+    open: Open<D>,
     pub seen: Vec<RootSeen>,
     pub dev: u64,
     fs: String,
@@ -147,7 +150,7 @@ pub(super) fn open_roots<H: Host>(
     host: &H,
     roots: &[TrackedRoot],
     all: &[Mount],
-) -> (Vec<Option<OpenRoot<H::Dir>>>, Vec<RootSeen>) {
+) -> (Open<H::Dir>, Vec<RootSeen>) {
     let mut dev = None;
     let mut open = Vec::new();
     let mut seen = Vec::new();
