@@ -4,3 +4,4 @@
 
 pub mod fate;
 pub mod random;
+pub mod store;

@@ -1,0 +1,1 @@
+//! Faults, power cuts, late effects and what is written down of them.
