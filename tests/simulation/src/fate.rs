@@ -25,7 +25,7 @@ pub enum Fault {
     B2KeyRevoked,
     /// 400 about one object, such as a name that is too long for a bucket with a lock.
     B2Unfit,
-    /// The connection breaks within the body: no effect.
+    /// The connection breaks within a body that is too large to be on its way as a whole: no effect.
     B2CutInBody,
     /// The request went out whole, and neither had an effect nor an answer.
     B2RequestLost,

@@ -89,6 +89,11 @@ impl Bucket {
         Some((version, version.object.as_ref()?))
     }
 
+    /// All names that ever had a version, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.keys().map(String::as_str)
+    }
+
     /// All there ever was under a name, oldest first, but for what somebody deleted for good.
     pub fn versions(&self, name: &str) -> &[Version] {
         self.names.get(name).map_or(&[], Vec::as_slice)

@@ -16,6 +16,7 @@ pub type Errno = libc::c_int;
 
 const ROOT: u64 = 2;
 const FIRST_INODE: u64 = 12;
+const NAME_BYTES_MAX: usize = 255;
 /// What ext4 says of a small directory.
 const DIR_BYTES: u64 = 4096;
 
@@ -80,8 +81,16 @@ impl Node {
 /// Why nothing stands at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Miss {
-    Absent { at: RelPath },
-    NotDir { at: RelPath },
+    Absent {
+        at: RelPath,
+    },
+    NotDir {
+        at: RelPath,
+    },
+    /// It has a name that no filesystem takes.
+    TooLong {
+        at: RelPath,
+    },
 }
 
 impl Miss {
@@ -89,6 +98,7 @@ impl Miss {
         match self {
             Miss::Absent { .. } => libc::ENOENT,
             Miss::NotDir { .. } => libc::ENOTDIR,
+            Miss::TooLong { .. } => libc::ENAMETOOLONG,
         }
     }
 }
@@ -161,6 +171,7 @@ impl Directory {
         for name in path.components() {
             at = at.child(name).unwrap();
             match self.find(&at) {
+                None if name.len() > NAME_BYTES_MAX => return Err(Miss::TooLong { at }),
                 None => return Err(Miss::Absent { at }),
                 Some((_, node)) if !node.kind.is_dir() => return Err(Miss::NotDir { at }),
                 Some(_) => {}
@@ -193,20 +204,21 @@ impl Directory {
 
     /// Everything but the mirror's own directory, in the order of a walk, its top included.
     pub fn tree(&self) -> impl Iterator<Item = (RelPath, Stat, &Node)> {
-        self.all().filter(|(path, ..)| path.components().next() != Some(b".longshore"))
+        self.everything().filter(|(path, ..)| path.components().next() != Some(b".longshore"))
     }
 
     /// What lies in the trash: the name of its run, the path, and what it is.
     pub fn trash(&self) -> impl Iterator<Item = (String, RelPath, &Node)> {
         let top = RelPath::parse(b".longshore/trash").unwrap();
-        self.all().filter(|(.., node)| !node.kind.is_dir()).filter_map(move |(path, _, node)| {
+        self.everything().filter(|(.., node)| !node.kind.is_dir()).filter_map(move |(path, _, node)| {
             let below = path.strip(&top)?;
             let run = RelPath::parse(below.components().next()?).unwrap();
             Some((run.to_string(), below.strip(&run)?, node))
         })
     }
 
-    fn all(&self) -> impl Iterator<Item = (RelPath, Stat, &Node)> {
+    /// Our own directory with it.
+    pub fn everything(&self) -> impl Iterator<Item = (RelPath, Stat, &Node)> {
         self.names.iter().map(|(key, ino)| {
             let path = RelPath::parse(key.strip_suffix(b"/").unwrap_or(key)).unwrap();
             let node = &self.nodes[ino];
@@ -322,7 +334,7 @@ impl Directory {
 
     /// Takes away all that lies at and below a path, in one operation after the other.
     pub fn remove_all(&mut self, path: &RelPath, now_ns: i64) {
-        let all: Vec<RelPath> = self.all().map(|(p, ..)| p).filter(|p| p.is_within(path)).collect();
+        let all: Vec<RelPath> = self.everything().map(|(p, ..)| p).filter(|p| p.is_within(path)).collect();
         for path in all.into_iter().rev().filter(|p| !p.is_root()) {
             self.remove(&path, now_ns).unwrap();
         }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use shared::path::RelPath;
 use syncer::leg::{Listed, Page, Problem, StoreError};
 
-use super::{Directory, STATE, SimDir, failed, listed, lock};
+use super::{Directory, Miss, STATE, SimDir, failed, listed, lock, missed};
 
 const OP: &str = "list";
 
@@ -43,7 +43,11 @@ fn list(
         (Some(token), Some(paused)) if paused.token == token && paused.top == *top => paused.walk,
         (Some(token), _) => Walk::resume(directory, top, &token)?,
         (None, _) => {
-            objects.extend(directory.look(top).ok().map(|(stat, _)| listed(top.clone(), &stat)));
+            match directory.look(top) {
+                Ok((stat, _)) => objects.push(listed(top.clone(), &stat)),
+                Err(Miss::Absent { .. } | Miss::NotDir { .. }) => {}
+                Err(miss) => return Err(missed(OP, miss)),
+            }
             Walk::start(directory, top)
         }
     };

@@ -180,7 +180,12 @@ impl SimDir {
             let left = tmp.child(&name).unwrap();
             self.change(|d, now| d.remove(&left, now)).map_err(|e| failed("clean", &tmp, e))?;
         }
-        Ok(())
+        // The real one looks with it for names that merge. It leaves a time in our directory, by which the next run
+        // believes its clock.
+        let canary = tmp.child(b"canary").expect("a constant name is a component");
+        self.change(|d, now| d.make(&canary, Node::new(Kind::File, 0o600, now), now).map(drop))
+            .and_then(|()| self.change(|d, now| d.remove(&canary, now)))
+            .map_err(|e| failed("write to", &tmp, e))
     }
 
     /// One of our own directories, made if it is missing.
@@ -216,7 +221,8 @@ impl SimDir {
         let dest = &remove.dest;
         let standing = match self.ask(|d| d.look(dest).map(|(stat, _)| stat.kind)) {
             Ok(Ok(kind)) => kind,
-            Ok(Err(_)) => return Ok(()),
+            Ok(Err(Miss::Absent { .. } | Miss::NotDir { .. })) => return Ok(()),
+            Ok(Err(miss)) => return Err(missed(REMOVE, miss)),
             Err(e) => return Err(failed(REMOVE, dest, e)),
         };
         if dest.is_root() {
@@ -302,6 +308,7 @@ fn missed(op: &'static str, miss: Miss) -> StoreError {
             StoreError::new(op, at, Problem::TryLater(None), "it is not at the destination yet")
         }
         Miss::NotDir { at } => StoreError::new(op, at, Problem::InTheWay, "it is no directory"),
+        Miss::TooLong { at } => failed(op, &at, libc::ENAMETOOLONG),
     }
 }
 
@@ -379,7 +386,11 @@ impl Store for SimDir {
         self.pass("newest").await;
         let looked = self.strikes(Fault::DirLookFails, OP, dest).and_then(|()| {
             let looked = self.ask(|d| d.look(dest).map(|(stat, _)| stat));
-            Ok(looked.map_err(|e| failed(OP, dest, e))?.ok().map(|stat| listed(dest.clone(), &stat)))
+            match looked.map_err(|e| failed(OP, dest, e))? {
+                Ok(stat) => Ok(Some(listed(dest.clone(), &stat))),
+                Err(Miss::Absent { .. } | Miss::NotDir { .. }) => Ok(None),
+                Err(miss) => Err(missed(OP, miss)),
+            }
         });
         request.answer(looked)
     }
