@@ -5,3 +5,4 @@
 pub mod database;
 pub mod fate;
 pub mod random;
+pub mod store;
