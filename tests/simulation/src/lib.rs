@@ -2,5 +2,6 @@
 //! Tracker and syncer are the real ones; what they ask of a machine and of a destination is simulated.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod disk;
 pub mod fate;
 pub mod random;
