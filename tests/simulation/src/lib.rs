@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod database;
+pub mod disk;
 pub mod fate;
 pub mod random;
 pub mod store;
