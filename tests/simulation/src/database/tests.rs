@@ -302,6 +302,21 @@ fn other_files_and_threads_are_the_machine_s() {
     assert_eq!((acknowledged, unsynced()), (TRANSACTIONS, 0));
 }
 
+#[test]
+fn a_file_that_was_replaced_by_hand_is_left_alone() {
+    let w = world();
+    drop(open(&w.path, "FULL").unwrap());
+    let mut conn = open(&w.path, "NORMAL").unwrap();
+    commit(&mut conn, 1).unwrap();
+    drop(conn);
+    let log = PathBuf::from(format!("{}-wal", w.path.display()));
+    std::fs::write(&log, "by hand").unwrap();
+    assert!(unsynced() > 0);
+    forget(&log);
+    power_cut(&mut || false);
+    assert_eq!(std::fs::read(&log).unwrap(), b"by hand");
+}
+
 /// Commits entries to the journal, each the next number's, until it fails; says how many were acknowledged.
 fn journal_script(path: &Path, from: u32, upto: u32) -> u32 {
     let config = "state_dir = \"/tmp\"\n[[root]]\nname = \"space\"\npath = \"/space\"\n";
