@@ -105,7 +105,7 @@ impl Memory for Bytes {
     }
 
     fn behind(&self, at: u64) -> &[u8] {
-        &self.bytes[at as usize..]
+        self.bytes.get(at as usize..).unwrap_or_default()
     }
 
     fn store(&mut self, at: usize, bytes: &[u8]) {

@@ -1,5 +1,5 @@
-//! One filesystem's work: carries out the machine's commands on its source and its own connection to the journal, turn by
-//! turn.
+//! One filesystem's work: carries out the machine's commands on its source and its own connection to the journal, one
+//! for each turn.
 
 mod adopt;
 mod count;
