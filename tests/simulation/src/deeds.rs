@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::disk::{Disk, Errno, Fd, How, Kind};
+use crate::disk::{Disk, Errno, Fd, How, Id, Kind};
 use crate::machine::{DiskId, Machine};
 use crate::script::{Op, bytes};
 
@@ -13,6 +13,8 @@ const DIRTY_NS: i64 = 30_000_000_000;
 #[derive(Debug)]
 pub struct Hands {
     open: BTreeMap<u8, (DiskId, Fd)>,
+    /// Open files that changed in a way of which nothing tells before they are closed.
+    silent: BTreeMap<u8, (DiskId, Id)>,
     /// Directories that nobody moves or takes away.
     roots: Vec<Vec<u8>>,
 }
@@ -20,7 +22,7 @@ pub struct Hands {
 impl Hands {
     /// The tracked directories stay in their places.
     pub fn new(roots: Vec<Vec<u8>>) -> Hands {
-        Hands { open: BTreeMap::new(), roots }
+        Hands { open: BTreeMap::new(), silent: BTreeMap::new(), roots }
     }
 
     /// Whether a path is a tracked directory, or leads to one.
@@ -48,9 +50,12 @@ impl Hands {
                 self.close(machine, *fd);
                 Ok(())
             }
-            Op::WriteOpen { fd, content } | Op::Map { fd, content } | Op::Aio { fd, content } => {
-                let (disk, fd) = *self.open.get(fd).ok_or(Errno::BADF)?;
+            Op::WriteOpen { fd: number, content } | Op::Map { fd: number, content } | Op::Aio { fd: number, content } => {
+                let (disk, fd) = *self.open.get(number).ok_or(Errno::BADF)?;
                 let content = bytes(content);
+                if !matches!(op, Op::WriteOpen { .. }) {
+                    self.silent.insert(*number, (disk, machine.disk(disk).opened_id(fd)?));
+                }
                 machine.act(disk, |disk| match op {
                     Op::WriteOpen { .. } => disk.append(fd, &content),
                     Op::Aio { .. } => disk.aio_write(fd, 0, &content),
@@ -78,7 +83,13 @@ impl Hands {
         }
     }
 
+    /// Whether this file changed, and nothing may have told of it yet.
+    pub fn is_silent(&self, disk: DiskId, file: Id) -> bool {
+        self.silent.values().any(|silent| *silent == (disk, file))
+    }
+
     fn close(&mut self, machine: &mut Machine, fd: u8) {
+        self.silent.remove(&fd);
         if let Some((disk, fd)) = self.open.remove(&fd) {
             // Of a disk that was pulled out there is nothing to close.
             let _ = machine.act(disk, |disk| disk.close(fd));
@@ -93,6 +104,7 @@ impl Hands {
     /// The programs that held them are gone with the machine.
     pub fn forget(&mut self) {
         self.open.clear();
+        self.silent.clear();
     }
 }
 

@@ -12,7 +12,8 @@ use crate::database::{self, Act, Answer, Op as Written, Program};
 use crate::deeds::Hands;
 use crate::fate::{Fate, Fault, Killed, die};
 use crate::host::Home;
-use crate::machine::{GroupId, Machine};
+use crate::disk::Id;
+use crate::machine::{DiskId, GroupId, Machine};
 use crate::random::Random;
 use crate::script::{Op, What};
 use crate::seat::Tracker;
@@ -95,6 +96,11 @@ impl Shared {
     pub fn carry_out(&self, op: &Op) {
         let done = lock(&self.hands).carry_out(&mut self.machine(), op);
         self.note("op", done.err().map_or(0, |e| e.raw_os_error() as u64));
+    }
+
+    /// Whether a file changed in a way of which nothing has told yet.
+    pub fn is_silent(&self, disk: DiskId, file: Id) -> bool {
+        lock(&self.hands).is_silent(disk, file)
     }
 
     pub fn close_files(&self) {

@@ -151,6 +151,16 @@ impl World {
         }
     }
 
+    /// Requests that were cut off come true, or never will.
+    pub(super) fn end_late(&mut self, leg: usize) {
+        while self.legs[leg].late_count() > 0 && self.shared.chance().pick(3) > 0 {
+            self.complete_late(leg);
+        }
+        if let Place::B2(bucket) = &self.legs[leg].place {
+            lock(bucket).drop_late();
+        }
+    }
+
     /// Somebody edits the configuration; until the tracker is restarted it goes by the old one.
     fn change_rules(&mut self, root: usize, exclude: &[String], reload: bool) -> Result<(), Violation> {
         if let Some(root) = self.config.roots.get_mut(root) {
@@ -177,9 +187,7 @@ impl World {
         }
         self.shared.close_files();
         for leg in 0..self.legs.len() {
-            while self.legs[leg].late_count() > 0 {
-                self.complete_late(leg);
-            }
+            self.end_late(leg);
         }
         if let Some(tracker) = self.take_tracker() {
             tracker.stop();

@@ -104,9 +104,14 @@ impl World {
         count.map_or(true, |count| count > 0)
     }
 
-    /// Others changed the destination there, which only a full pass can find.
+    /// Others changed the destination there, which only a full pass can find, or nothing tells of the change yet.
     fn is_excused(&self, leg: usize, root: usize, path: &RelPath) -> bool {
-        let dest = self.legs[leg].requests.roots()[root].prefix.join(path);
+        let place = &self.legs[leg].requests.roots()[root];
+        let file = self.shared.machine().stat_at(&place.path, path);
+        if file.is_some_and(|(disk, file)| self.shared.is_silent(disk, file)) {
+            return true;
+        }
+        let dest = place.prefix.join(path);
         self.legs[leg].foreign.iter().any(|foreign| dest.is_within(foreign) || foreign.is_within(&dest))
     }
 

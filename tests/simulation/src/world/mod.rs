@@ -37,6 +37,9 @@ pub struct Lived {
     pub met: BTreeMap<String, u64>,
 }
 
+/// A wait in which requests that were cut off cannot come true any more.
+const LONG_MS: u64 = 1_000_000;
+
 pub struct World {
     shared: Arc<Shared>,
     /// What the programs go by now, and the one that the tracker began with.
@@ -214,6 +217,10 @@ impl World {
 
     /// Time goes by; the tracker does what is due meanwhile.
     fn wait(&mut self, ms: u64) {
+        if ms >= LONG_MS {
+            // Whatever was cut off comes true within an hour, or never.
+            (0..self.legs.len()).for_each(|leg| self.end_late(leg));
+        }
         let until_ns = self.shared.machine().boot_ns() + ms as i64 * 1_000_000;
         self.with_tracker(|tracker| {
             tracker.settle();
