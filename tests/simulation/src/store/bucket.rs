@@ -161,9 +161,9 @@ impl Bucket {
         self.late.push(late);
     }
 
-    /// Requests that may still come true.
-    pub fn late_count(&self) -> usize {
-        self.late.len()
+    /// Names about which a request may still come true.
+    pub fn late_names(&self) -> impl Iterator<Item = &str> {
+        self.late.iter().map(|late| late.name.as_str())
     }
 
     /// They never come true.
