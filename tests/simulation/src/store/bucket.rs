@@ -161,7 +161,12 @@ impl Bucket {
         self.late.push(late);
     }
 
-    /// Names about which a request may still come true.
+    /// Requests that may still come true.
+    pub fn late_count(&self) -> usize {
+        self.late.len()
+    }
+
+    /// The names that they are about.
     pub fn late_names(&self) -> impl Iterator<Item = &str> {
         self.late.iter().map(|late| late.name.as_str())
     }
