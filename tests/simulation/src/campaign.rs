@@ -10,9 +10,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::oracle::Invariant;
+use crate::shrink;
 use crate::store::lock;
 use crate::world::{self, Lived};
-use crate::shrink;
 
 /// Scripts tried to make one shorter.
 const SHRINK_TRIES: usize = 2_000;
@@ -87,9 +87,8 @@ pub fn run(budget: &Budget, at_failure: impl Fn(&Failure) + Sync) -> Summary {
 /// The script of a world that failed, as short as it could be made, with a word for people.
 pub fn shortened(failure: &Failure) -> String {
     let whole = world::live(failure.seed, false).script;
-    let fails = |script: &_| {
-        world::replay(script, false).violation.is_some_and(|v| v.invariant == failure.invariant)
-    };
+    let fails =
+        |script: &_| world::replay(script, false).violation.is_some_and(|v| v.invariant == failure.invariant);
     let script = if fails(&whole) { shrink::shrink(&whole, SHRINK_TRIES, fails) } else { whole };
     let message = failure.message.replace('\n', "\n# ");
     format!("# {}: {message}\n# Found by the seed {}.\n{}", failure.invariant, failure.seed, script.to_text())

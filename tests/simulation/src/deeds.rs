@@ -28,7 +28,8 @@ impl Hands {
     /// Whether a path is a tracked directory, or leads to one.
     fn is_fixed(&self, path: &str) -> bool {
         let path = bytes(path);
-        let leads = |root: &Vec<u8>| root.starts_with(&path) && [None, Some(&b'/')].contains(&root.get(path.len()));
+        let leads =
+            |root: &Vec<u8>| root.starts_with(&path) && [None, Some(&b'/')].contains(&root.get(path.len()));
         self.roots.iter().any(leads)
     }
 

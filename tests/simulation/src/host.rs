@@ -389,7 +389,11 @@ impl Host for SimHost {
         Ok(())
     }
 
-    fn place_instead(&self, _roots: &[TrackedRoot], _own: &[OwnDir]) -> Result<Placed<SimMemory>, PlaceError> {
+    fn place_instead(
+        &self,
+        _roots: &[TrackedRoot],
+        _own: &[OwnDir],
+    ) -> Result<Placed<SimMemory>, PlaceError> {
         Err(PlaceError::Refused { reason: "there is no other source here".to_owned() })
     }
 

@@ -94,8 +94,20 @@ impl Plan {
             use DiskChange as C;
             let disk = random.below(shape.disks.len() as u64) as usize;
             let all = [
-                C::Umount, C::LazyUmount, C::Mount, C::Mount, C::Vanish, C::Return, C::Return, C::Swap,
-                C::Clone, C::ReadOnly, C::ReadWrite, C::Sync, C::Sync, C::Sync,
+                C::Umount,
+                C::LazyUmount,
+                C::Mount,
+                C::Mount,
+                C::Vanish,
+                C::Return,
+                C::Return,
+                C::Swap,
+                C::Clone,
+                C::ReadOnly,
+                C::ReadWrite,
+                C::Sync,
+                C::Sync,
+                C::Sync,
             ];
             return random.of(&all).map(|change| Step::Disk { disk, change: *change });
         }
@@ -104,7 +116,8 @@ impl Plan {
         }
         if due(breaks.databases) {
             let which = random.below(shape.legs.len() as u64 + 1) as usize;
-            let all = [DatabaseChange::Lose, DatabaseChange::Save, DatabaseChange::Save, DatabaseChange::Restore];
+            let all =
+                [DatabaseChange::Lose, DatabaseChange::Save, DatabaseChange::Save, DatabaseChange::Restore];
             return random.of(&all).map(|change| Step::Database { which, change: *change });
         }
         if due(breaks.foreign) {

@@ -148,32 +148,88 @@ pub enum ForeignChange {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "op")]
 pub enum Op {
-    Create { path: String, content: String },
-    Mkdir { path: String },
+    Create {
+        path: String,
+        content: String,
+    },
+    Mkdir {
+        path: String,
+    },
     /// Overwrites from `at` on.
-    Write { path: String, at: u64, content: String },
-    Truncate { path: String, size: u64 },
-    Rename { from: String, to: String },
-    Exchange { a: String, b: String },
-    Link { from: String, to: String },
-    Unlink { path: String },
-    RemoveAll { path: String },
-    Symlink { target: String, path: String },
-    Fifo { path: String },
-    Chmod { path: String, mode: u32 },
+    Write {
+        path: String,
+        at: u64,
+        content: String,
+    },
+    Truncate {
+        path: String,
+        size: u64,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Exchange {
+        a: String,
+        b: String,
+    },
+    Link {
+        from: String,
+        to: String,
+    },
+    Unlink {
+        path: String,
+    },
+    RemoveAll {
+        path: String,
+    },
+    Symlink {
+        target: String,
+        path: String,
+    },
+    Fifo {
+        path: String,
+    },
+    Chmod {
+        path: String,
+        mode: u32,
+    },
     /// Sets the time of the content, in nanoseconds since 1970.
-    Touch { path: String, mtime_ns: i64 },
-    Xattr { path: String, value: String },
+    Touch {
+        path: String,
+        mtime_ns: i64,
+    },
+    Xattr {
+        path: String,
+        value: String,
+    },
     /// Opens a file for writing, and keeps it open.
-    Open { path: String, fd: u8 },
-    WriteOpen { fd: u8, content: String },
-    Close { fd: u8 },
+    Open {
+        path: String,
+        fd: u8,
+    },
+    WriteOpen {
+        fd: u8,
+        content: String,
+    },
+    Close {
+        fd: u8,
+    },
     /// A file without a name is written and then linked.
-    Tmpfile { path: String, content: String },
+    Tmpfile {
+        path: String,
+        content: String,
+    },
     /// A store through a live mapping of an open file: no event tells of it before the file is closed.
-    Map { fd: u8, content: String },
+    Map {
+        fd: u8,
+        content: String,
+    },
     /// Linux native AIO on an open file: no event tells of it before the file is closed.
-    Aio { fd: u8, content: String },
+    Aio {
+        fd: u8,
+        content: String,
+    },
 }
 
 /// A whole world.

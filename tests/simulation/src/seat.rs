@@ -135,9 +135,7 @@ impl Tracker {
         }
         seat.state = match seat.slot.turn() {
             Turn::Went => State::Goes,
-            Turn::Naps(time) => {
-                State::Waits { until_ns: Some(now + time.as_nanos() as i64), listen: false }
-            }
+            Turn::Naps(time) => State::Waits { until_ns: Some(now + time.as_nanos() as i64), listen: false },
             Turn::Waits { until_ns, listen } => State::Waits { until_ns, listen },
             Turn::Ended { clean } => State::Ended(clean),
         };

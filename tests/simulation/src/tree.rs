@@ -95,14 +95,7 @@ impl SimTree {
         })
     }
 
-    fn step(
-        &self,
-        machine: &Machine,
-        disk: &Disk,
-        dir: Id,
-        name: &[u8],
-        at: &RelPath,
-    ) -> Result<Id, Miss> {
+    fn step(&self, machine: &Machine, disk: &Disk, dir: Id, name: &[u8], at: &RelPath) -> Result<Id, Miss> {
         let failed = |e: Errno| Miss::Failed(at.clone(), e.into());
         let id = match disk.child(dir, name) {
             Ok(id) => id,
@@ -159,9 +152,14 @@ impl Tree for SimTree {
     }
 
     fn dir(&self, path: &RelPath) -> Result<Arc<dyn Dir>, TreeError> {
-        let dir = self.at("list", path, |disk, id| {
-            if disk.inode(id)?.is_dir() { Ok(id) } else { Err(Errno::NOTDIR) }
-        })?;
+        let dir =
+            self.at(
+                "list",
+                path,
+                |disk, id| {
+                    if disk.inode(id)?.is_dir() { Ok(id) } else { Err(Errno::NOTDIR) }
+                },
+            )?;
         Ok(Arc::new(SimDir { hand: self.hand.clone(), disk: self.disk, dir, subvolume: self.top.root }))
     }
 

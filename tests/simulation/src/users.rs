@@ -50,7 +50,9 @@ pub fn draw(shape: &Shape, random: &mut Random) -> Op {
         76..79 => Op::Symlink { target: "f".to_owned(), path: path(random) },
         79 => Op::Fifo { path: path(random) },
         80..83 => Op::Chmod { path: path(random), mode: 0o600 + random.below(64) as u32 },
-        83..86 => Op::Touch { path: path(random), mtime_ns: 1_000_000_000_000_000_000 + random.below(4) as i64 },
+        83..86 => {
+            Op::Touch { path: path(random), mtime_ns: 1_000_000_000_000_000_000 + random.below(4) as i64 }
+        }
         86 => Op::Xattr { path: path(random), value: content(random) },
         87..90 => Op::Open { path: path(random), fd },
         90..93 => Op::WriteOpen { fd, content: content(random) },

@@ -162,7 +162,11 @@ impl Machine {
     }
 
     /// Changes something on a disk; who marked it is told.
-    pub fn act<T>(&mut self, id: DiskId, work: impl FnOnce(&mut Disk) -> Result<T, Errno>) -> Result<T, Errno> {
+    pub fn act<T>(
+        &mut self,
+        id: DiskId,
+        work: impl FnOnce(&mut Disk) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let (now_ns, watched) = (self.wall_ns, self.groups.is_watched(id));
         let slot = self.disks.get_mut(&id).ok_or(Errno::NODEV)?;
         slot.disk.now_ns = now_ns;

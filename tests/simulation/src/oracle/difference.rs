@@ -79,7 +79,9 @@ fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath
     let (own, far): (BTreeMap<_, BTreeSet<_>>, BTreeMap<_, BTreeSet<_>>) = (groups(source), groups(mirror));
     for path in source.keys().filter(|path| mirror.contains_key(*path)) {
         if own.get(path) != far.get(path) {
-            found.entry(path.clone()).or_insert_with(|| "its names are not one file on both sides".to_owned());
+            found
+                .entry(path.clone())
+                .or_insert_with(|| "its names are not one file on both sides".to_owned());
         }
     }
 }

@@ -127,11 +127,17 @@ impl Requests {
     fn check_removal(&self, call: &Call) -> Result<(), Violation> {
         let state = lock(&self.state);
         let (Some(hand), Some((root, path))) = (&state.hand, self.root_of(&call.dest)) else {
-            return Err(Violation::new(Invariant::WitnessedAbsence, format!("{} is no path of ours", call.dest)));
+            return Err(Violation::new(
+                Invariant::WitnessedAbsence,
+                format!("{} is no path of ours", call.dest),
+            ));
         };
         let place = &self.roots[root];
         let wrong = |why: &str| {
-            Err(Violation::new(Invariant::WitnessedAbsence, format!("{}/{path} is removed: {why}", place.name)))
+            Err(Violation::new(
+                Invariant::WitnessedAbsence,
+                format!("{}/{path} is removed: {why}", place.name),
+            ))
         };
         let machine = hand.shared.machine();
         let Some(&(disk, top)) = state.opened.get(&root) else { return wrong("its root was not opened") };
@@ -181,7 +187,8 @@ impl Requests {
         let conn = state.conn.insert(conn);
         let sql = "SELECT 1 FROM intent JOIN root ON root.id = intent.root WHERE root.name = ?1 AND key = ?2";
         let mut statement = conn.prepare_cached(sql)?;
-        let found: Option<i64> = statement.query_row(rusqlite::params![root, key], |r| r.get(0)).optional()?;
+        let found: Option<i64> =
+            statement.query_row(rusqlite::params![root, key], |r| r.get(0)).optional()?;
         Ok(found.is_some())
     }
 }

@@ -27,7 +27,10 @@ pub fn source(machine: &Machine, root: &Path, rules: &Rules) -> Items {
             mtime_ns: stat.mtime_ns,
             mode: stat.mode,
             owner: (stat.uid, stat.gid),
-            xattrs: disk.inode(id).map(|inode| inode.xattrs.clone().into_iter().collect()).unwrap_or_default(),
+            xattrs: disk
+                .inode(id)
+                .map(|inode| inode.xattrs.clone().into_iter().collect())
+                .unwrap_or_default(),
             inode: stat.ino,
         };
         items.insert(path.clone(), item);

@@ -166,6 +166,11 @@ impl Bucket {
         self.late.len()
     }
 
+    /// The names that they are about.
+    pub fn late_names(&self) -> impl Iterator<Item = &str> {
+        self.late.iter().map(|late| late.name.as_str())
+    }
+
     /// They never come true.
     pub fn drop_late(&mut self) {
         self.late.clear();

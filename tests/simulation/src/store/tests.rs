@@ -287,6 +287,7 @@ fn a_late_upload_is_the_newest_version_and_is_told() {
     let error = put(&store, "f", b"late").unwrap_err();
     assert_eq!((error.outcome_unknown, error.problem), (true, Problem::TryLater(None)));
     let known = put(&store, "f", b"in time").unwrap();
+    assert_eq!(lock(&scene.bucket).late_names().collect::<Vec<_>>(), ["f"]);
     assert!(complete_late(&scene.bucket, &scene.watch, NOW_NS, |n| n - 1));
     assert!(!complete_late(&scene.bucket, &scene.watch, NOW_NS, |_| 0));
     let found = wait(store.newest(&p("f"))).unwrap().unwrap();

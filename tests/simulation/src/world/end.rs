@@ -47,7 +47,10 @@ impl World {
             None => Ok(()),
             Some((path, what)) => {
                 let name = &self.legs[leg].name;
-                Err(Violation::new(Invariant::Coverage, format!("{name}: {path}: {what}, and nothing leads to it")))
+                Err(Violation::new(
+                    Invariant::Coverage,
+                    format!("{name}: {path}: {what}, and nothing leads to it"),
+                ))
             }
         }
     }
@@ -66,14 +69,16 @@ impl World {
             if !self.shared.machine().is_home(&place.path) {
                 continue;
             }
-            let Some(owed) = Owed::read(&journal, &catalog, &of_leg.name, root.id, &place.name) else { continue };
-            let source = self.source(leg, at);
-            let is_dir = |path: &RelPath| {
-                path.is_root() || source.get(path).is_some_and(|item| item.kind.is_dir())
+            let Some(owed) = Owed::read(&journal, &catalog, &of_leg.name, root.id, &place.name) else {
+                continue;
             };
+            let source = self.source(leg, at);
+            let is_dir =
+                |path: &RelPath| path.is_root() || source.get(path).is_some_and(|item| item.kind.is_dir());
             for (path, what) in differences(&source, &self.mirror(leg, at), holds) {
                 let handle = self.shared.machine().handle_at(&place.path, &path);
-                let covered = owed.covers(&path, handle.as_ref(), is_dir) || (is_dir(&path) && owed.covers_dir(&path));
+                let covered =
+                    owed.covers(&path, handle.as_ref(), is_dir) || (is_dir(&path) && owed.covers_dir(&path));
                 if !covered && !self.is_excused(leg, at, &path) {
                     return Some((path, what));
                 }
@@ -85,7 +90,9 @@ impl World {
     /// Whether the next run would find its databases in order.
     fn fits(&self, journal: &Journal, catalog: &std::path::Path, leg: &str) -> bool {
         let facts = syncer::catalog::Catalog::open(catalog).and_then(|catalog| catalog.facts());
-        let (Ok(facts), Ok(Some(leg)), Ok((head, floor))) = (facts, journal.leg(leg), journal.head_and_floor()) else {
+        let (Ok(facts), Ok(Some(leg)), Ok((head, floor))) =
+            (facts, journal.leg(leg), journal.head_and_floor())
+        else {
             return false;
         };
         leg.catalog_id == facts.catalog_id
@@ -118,7 +125,8 @@ impl World {
     /// What stands in a root of a leg, as its rules let it be seen.
     pub(super) fn source(&self, leg: usize, root: usize) -> Items {
         let place = &self.legs[leg].requests.roots()[root];
-        let root = self.config.roots.iter().find(|r| r.name.as_str() == place.name).expect("a root of the leg");
+        let root =
+            self.config.roots.iter().find(|r| r.name.as_str() == place.name).expect("a root of the leg");
         sides::source(&self.shared.machine(), &place.path, &root.rules)
     }
 
@@ -169,7 +177,10 @@ impl World {
             let left = differing.into_iter().find(|(path, _)| !self.is_excused(leg, root, path));
             if let Some((path, what)) = left {
                 let name = &self.legs[leg].name;
-                return Err(Violation::new(Invariant::Converges, format!("{name}: {path} at the end: {what}")));
+                return Err(Violation::new(
+                    Invariant::Converges,
+                    format!("{name}: {path} at the end: {what}"),
+                ));
             }
         }
         Ok(())

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 
 use shared::clock::Clock;
@@ -128,7 +128,8 @@ impl World {
                 Err(Killed) => {}
             }
         }
-        let threads = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+        let threads =
+            tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
         let (numbers, lives): (Vec<usize>, Vec<Life>) = running.into_iter().unzip();
         let reports = threads.block_on(futures_util::future::join_all(lives));
         drop(threads);

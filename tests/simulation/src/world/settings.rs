@@ -47,7 +47,8 @@ pub fn config(shape: &Shape, dir: &Path, machine: &Machine) -> Config {
         text += &root(shape, at, machine);
     }
     for (at, leg) in shape.legs.iter().enumerate() {
-        let roots = leg.roots.iter().map(|root| format!("{{ root = \"r{root}\", prefix = \"{}\" }}", prefix(*root)));
+        let roots =
+            leg.roots.iter().map(|root| format!("{{ root = \"r{root}\", prefix = \"{}\" }}", prefix(*root)));
         let roots = roots.collect::<Vec<_>>().join(", ");
         text += &format!("[[leg]]\nname = \"l{at}\"\nroots = [{roots}]\ntransfers = {}\n", leg.transfers);
         text += &format!("guard = {{ deletes = {}, delete_percent = 0.0 }}\n", leg.guard);
@@ -56,7 +57,8 @@ pub fn config(shape: &Shape, dir: &Path, machine: &Machine) -> Config {
             LegKind::Dir => format!("kind = \"dir\"\npath = \"/mirror{at}\"\n"),
         };
     }
-    let mut config = Config::parse(Path::new("longshore.toml"), &text).expect("a shape is a good configuration");
+    let mut config =
+        Config::parse(Path::new("longshore.toml"), &text).expect("a shape is a good configuration");
     // Fewer than anybody would allow: a world is small.
     config.max_entries = shape.max_entries;
     config
@@ -72,7 +74,8 @@ fn root(shape: &Shape, at: usize, machine: &Machine) -> String {
         let identity = machine.place(&path).and_then(|place| machine.identity(&place));
         let identity = identity.expect("the disks are mounted");
         let uuid = identity.uuid.unwrap_or_default();
-        text += &format!("identity = {{ fs = \"{}\", uuid = \"{uuid}\", inode = {}", identity.fs, identity.inode);
+        text +=
+            &format!("identity = {{ fs = \"{}\", uuid = \"{uuid}\", inode = {}", identity.fs, identity.inode);
         text += &identity.subvolume.map_or_else(String::new, |id| format!(", subvolume = {id}"));
         text += &identity.btime_ns.map_or_else(String::new, |ns| format!(", btime_ns = {ns}"));
         text += " }\n";

@@ -17,7 +17,7 @@ fn step(subject: &mut Subject, random: &mut Random, number: i64) -> String {
     let kind = *random.of(&KINDS).unwrap();
     // Each version has a time of its own, so that a used inode number never makes two versions look like one.
     let time = MTIME_NS + number * 1_000_000;
-    let content = [number as u8 + 1; 5];
+    let content = [(number % 250) as u8 + 1; 5];
     match random.below(16) {
         0..4 => subject.put(small(path, &content, time)),
         4 => {

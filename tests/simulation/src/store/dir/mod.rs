@@ -51,7 +51,8 @@ pub struct SimDir {
     opened: OnceLock<Opened>,
     lock: Arc<()>,
     listing: Mutex<Option<listing::Paused>>,
-    trash_top: Mutex<String>,
+    /// By the day that it is of.
+    trash_top: Mutex<(i64, String)>,
     trash_version: AtomicU32,
     temp_count: AtomicU64,
     unset_count: AtomicU64,
@@ -73,7 +74,7 @@ impl SimDir {
             opened: OnceLock::new(),
             lock: Arc::new(()),
             listing: Mutex::new(None),
-            trash_top: Mutex::new(String::new()),
+            trash_top: Mutex::default(),
             trash_version: AtomicU32::new(1),
             temp_count: AtomicU64::new(0),
             unset_count: AtomicU64::new(0),

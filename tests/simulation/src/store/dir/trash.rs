@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use shared::clock;
 use shared::path::RelPath;
 
-use super::{Errno, SimDir, lock, state};
+use super::{Errno, Miss, SimDir, lock, state};
 
 const DAY_NS: i64 = 86_400 * 1_000_000_000;
 /// `2026-01-31T10:20:30Z`, and its day.
@@ -28,12 +28,17 @@ impl SimDir {
         for version in std::iter::once(0).chain(next..VERSIONS_MAX) {
             let top = if version == 0 { top.clone() } else { format!("{top}.{version}") };
             let kept = state("trash").join(&RelPath::parse(top.as_bytes()).unwrap()).join(dest);
-            match self.make_dirs(&kept.parent().unwrap()) {
-                Ok(()) => {}
-                Err((_, libc::ENOTDIR)) => continue,
-                Err((_, errno)) => return Err(errno),
-            }
-            if self.ask(|d| d.look(&kept).is_err())? {
+            let stands = match self.ask(|d| d.look(&kept).map(drop))? {
+                Ok(()) => true,
+                // What is missing are its directories, if anything.
+                Err(Miss::Absent { at }) if at == kept => false,
+                Err(_) => match self.make_dirs(&kept.parent().unwrap()) {
+                    Ok(()) => false,
+                    Err((_, libc::ENOTDIR)) => true,
+                    Err((_, errno)) => return Err(errno),
+                },
+            };
+            if !stands {
                 self.trash_version.fetch_max(version, Ordering::Relaxed);
                 return Ok(kept);
             }
@@ -43,12 +48,12 @@ impl SimDir {
 
     /// Anew each day.
     fn trash_top(&self) -> String {
+        let now = self.now();
         let mut top = lock(&self.trash_top);
-        let now = clock::show(self.now());
-        if top.get(..DAY_LEN) != now.get(..DAY_LEN) {
-            *top = format!("{now}-run{}", self.setup.run);
+        if top.0 != now.div_euclid(DAY_NS) || top.1.is_empty() {
+            *top = (now.div_euclid(DAY_NS), format!("{}-run{}", clock::show(now), self.setup.run));
         }
-        top.clone()
+        top.1.clone()
     }
 
     /// When an earlier run last changed something in our own directories.
