@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 pub mod fate;
+pub mod planted;
 pub mod random;
