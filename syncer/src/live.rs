@@ -115,7 +115,7 @@ pub fn parts(
 
 /// The leg's own catalog. One of another leg, or of this leg from before it got a new one, is set aside: what it says of
 /// its destination must not be believed of this one. Without it the leg compares everything and begins a new one.
-fn open_catalog(path: &Path, journal: &Journal, leg: &str) -> Result<Catalog, LiveError> {
+pub fn open_catalog(path: &Path, journal: &Journal, leg: &str) -> Result<Catalog, LiveError> {
     let was_there = path.exists();
     let catalog = Catalog::open(path)?;
     let facts = catalog.facts()?;

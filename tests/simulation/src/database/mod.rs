@@ -102,9 +102,9 @@ fn with<T>(work: impl FnOnce(&mut Disk) -> T) -> T {
     DISK.with_borrow_mut(|disk| work(disk.as_mut().expect("a disk is attached")))
 }
 
-/// The program that runs now: what is opened from here on is its.
-pub fn enter(program: Program) {
-    with(|disk| disk.running = program);
+/// The program that runs now: what is opened from here on is its. Returns the one before.
+pub fn enter(program: Program) -> Program {
+    with(|disk| std::mem::replace(&mut disk.running, program))
 }
 
 /// Nothing that the program does to a file has an effect any more, closing it neither. Its locks stay until it closes.
@@ -135,6 +135,42 @@ pub fn unsynced() -> usize {
 /// Somebody took the file away or put another one there without SQLite: a power cut leaves it as it is.
 pub fn forget(path: &Path) {
     with(|disk| disk.changes.remove(path));
+}
+
+/// The file and what belongs to it, which nothing may have open.
+fn files_of(database: &Path) -> [PathBuf; 3] {
+    ["", "-wal", "-shm"].map(|end| {
+        let mut name = database.as_os_str().to_owned();
+        name.push(end);
+        PathBuf::from(name)
+    })
+}
+
+/// Somebody deletes a database.
+pub fn remove(path: &Path) {
+    for file in files_of(path) {
+        forget(&file);
+        // One that is not there need not go.
+        let _ = std::fs::remove_file(file);
+    }
+}
+
+/// Somebody puts another file in its place.
+pub fn put(path: &Path, content: &[u8]) {
+    remove(path);
+    std::fs::write(path, content).unwrap();
+}
+
+/// A consistent copy, as somebody makes it who may read it; `None` if it cannot be read.
+pub fn copy(path: &Path) -> Option<Vec<u8>> {
+    let before = enter(0);
+    let elsewhere = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let to = elsewhere.path().join("copy");
+    let copied = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .and_then(|conn| conn.execute("VACUUM INTO ?1", [to.to_string_lossy()]));
+    enter(before);
+    copied.ok()?;
+    std::fs::read(to).ok()
 }
 
 /// The machine comes up again after its power went. Of what was not synced only what `keep` says is there, asked for
@@ -209,7 +245,8 @@ fn is_simulated(path: &Path) -> bool {
     on_disk(path, |_| ()).is_some()
 }
 
-fn is_attached() -> bool {
+/// Whether this thread has a disk.
+pub fn is_attached() -> bool {
     DISK.try_with(|disk| disk.borrow().is_some()).unwrap_or(false)
 }
 

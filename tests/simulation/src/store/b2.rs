@@ -32,6 +32,10 @@ use crate::fate::{Fate, Fault};
 /// More than the client waits by itself.
 const RETRY_AFTER: Duration = Duration::from_secs(120);
 
+/// As the real one has it.
+pub const HOLDS: Holds =
+    Holds { all_kinds: false, attributes: false, hard_links: false, writers: true, nanoseconds: false };
+
 pub struct SimB2 {
     bucket: Shared<Bucket>,
     names: Names,
@@ -307,7 +311,7 @@ fn listed(name: &str, version: &Version, object: &Object, dest: Option<RelPath>)
 #[async_trait]
 impl Store for SimB2 {
     fn holds(&self) -> Holds {
-        Holds { all_kinds: false, attributes: false, hard_links: false, writers: true, nanoseconds: false }
+        HOLDS
     }
 
     async fn open(&self) -> Result<(), StoreError> {
@@ -371,6 +375,11 @@ impl Store for SimB2 {
             format!("{apart} files have names that B2 cannot hold; their objects stand in .longshore/names/");
         (apart > 0).then_some(text).into_iter().collect()
     }
+}
+
+/// The name that a path's object has in a leg without a prefix.
+pub fn object_name(dest: &RelPath) -> String {
+    Names::new(&RelPath::root()).object(dest).text
 }
 
 /// What a leg with that prefix mirrors into the bucket: the visible objects by path, and the names that mean none.

@@ -33,6 +33,10 @@ mod trash;
 const STATE: &[u8] = b".longshore";
 const REMOVE: &str = "remove";
 
+/// As the real one has it.
+pub const HOLDS: Holds =
+    Holds { all_kinds: true, attributes: true, hard_links: true, writers: false, nanoseconds: true };
+
 pub struct Setup {
     pub run: u64,
     pub trash_days: u32,
@@ -325,7 +329,7 @@ fn trash_failed(op: &'static str, dest: &RelPath, errno: Errno) -> StoreError {
 #[async_trait]
 impl Store for SimDir {
     fn holds(&self) -> Holds {
-        Holds { all_kinds: true, attributes: true, hard_links: true, writers: false, nanoseconds: true }
+        HOLDS
     }
 
     async fn open(&self) -> Result<(), StoreError> {

@@ -1,0 +1,145 @@
+//! Carries out what a script says that somebody does to files. What cannot be done is not done, as on any machine.
+
+use std::collections::BTreeMap;
+
+use crate::disk::{Disk, Errno, Fd, How, Kind};
+use crate::machine::{DiskId, Machine};
+use crate::script::{Op, bytes};
+
+/// A page stays dirty for so long: until then a store through a mapping changes no time (dirty_expire_centisecs).
+const DIRTY_NS: i64 = 30_000_000_000;
+
+/// The files that people and programs hold open, by the numbers of the script.
+#[derive(Debug)]
+pub struct Hands {
+    open: BTreeMap<u8, (DiskId, Fd)>,
+    /// Directories that nobody moves or takes away.
+    roots: Vec<Vec<u8>>,
+}
+
+impl Hands {
+    /// The tracked directories stay in their places.
+    pub fn new(roots: Vec<Vec<u8>>) -> Hands {
+        Hands { open: BTreeMap::new(), roots }
+    }
+
+    /// Whether a path is a tracked directory, or leads to one.
+    fn is_fixed(&self, path: &str) -> bool {
+        let path = bytes(path);
+        let leads =
+            |root: &Vec<u8>| root.starts_with(&path) && [None, Some(&b'/')].contains(&root.get(path.len()));
+        self.roots.iter().any(leads)
+    }
+
+    /// Does it, or not.
+    pub fn carry_out(&mut self, machine: &mut Machine, op: &Op) -> Result<(), Errno> {
+        match op {
+            Op::Rename { from: a, to: b } | Op::Exchange { a, b } if self.is_fixed(a) || self.is_fixed(b) => {
+                Err(Errno::PERM)
+            }
+            Op::RemoveAll { path } | Op::Unlink { path } if self.is_fixed(path) => Err(Errno::PERM),
+            Op::Open { path, fd } => {
+                self.close(machine, *fd);
+                let (disk, path) = machine.find(&bytes(path))?;
+                let open = machine.act(disk, |disk| disk.open(&path, How::WRITE))?;
+                self.open.insert(*fd, (disk, open));
+                Ok(())
+            }
+            Op::Close { fd } => {
+                self.close(machine, *fd);
+                Ok(())
+            }
+            Op::WriteOpen { fd, content } | Op::Map { fd, content } | Op::Aio { fd, content } => {
+                let (disk, fd) = *self.open.get(fd).ok_or(Errno::BADF)?;
+                let content = bytes(content);
+                machine.act(disk, |disk| match op {
+                    Op::WriteOpen { .. } => disk.append(fd, &content),
+                    Op::Aio { .. } => disk.aio_write(fd, 0, &content),
+                    _ => {
+                        let written_ns = disk.stat(disk.opened_id(fd)?)?.mtime_ns;
+                        disk.map_store(fd, 0, &content, disk.now_ns - written_ns > DIRTY_NS)
+                    }
+                })
+            }
+            Op::Rename { from: a, to: b } | Op::Link { from: a, to: b } | Op::Exchange { a, b } => {
+                let ((disk, from), (other, to)) = (machine.find(&bytes(a))?, machine.find(&bytes(b))?);
+                if disk != other {
+                    return Err(Errno::XDEV);
+                }
+                machine.act(disk, |disk| match op {
+                    Op::Rename { .. } => disk.rename(&from, &to),
+                    Op::Link { .. } => disk.link(&from, &to),
+                    _ => disk.exchange(&from, &to),
+                })
+            }
+            _ => {
+                let (disk, path) = machine.find(&bytes(path_of(op)))?;
+                machine.act(disk, |disk| at_path(disk, &path, op))
+            }
+        }
+    }
+
+    fn close(&mut self, machine: &mut Machine, fd: u8) {
+        if let Some((disk, fd)) = self.open.remove(&fd) {
+            // Of a disk that was pulled out there is nothing to close.
+            let _ = machine.act(disk, |disk| disk.close(fd));
+        }
+    }
+
+    pub fn close_all(&mut self, machine: &mut Machine) {
+        let all: Vec<u8> = self.open.keys().copied().collect();
+        all.into_iter().for_each(|fd| self.close(machine, fd));
+    }
+
+    /// The programs that held them are gone with the machine.
+    pub fn forget(&mut self) {
+        self.open.clear();
+    }
+}
+
+fn path_of(op: &Op) -> &str {
+    match op {
+        Op::Create { path, .. }
+        | Op::Mkdir { path }
+        | Op::Write { path, .. }
+        | Op::Truncate { path, .. }
+        | Op::Unlink { path }
+        | Op::RemoveAll { path }
+        | Op::Symlink { path, .. }
+        | Op::Fifo { path }
+        | Op::Chmod { path, .. }
+        | Op::Touch { path, .. }
+        | Op::Xattr { path, .. }
+        | Op::Tmpfile { path, .. } => path,
+        _ => "",
+    }
+}
+
+fn at_path(disk: &mut Disk, path: &[u8], op: &Op) -> Result<(), Errno> {
+    match op {
+        Op::Create { content, .. } => disk.put(path, &bytes(content)),
+        Op::Mkdir { .. } => disk.mkdir(path, 0o755).map(drop),
+        Op::Write { at, content, .. } => {
+            let fd = disk.open(path, How::WRITE)?;
+            let written = disk.write(fd, *at, &bytes(content));
+            disk.close(fd)?;
+            written
+        }
+        Op::Truncate { size, .. } => disk.truncate(path, *size),
+        Op::Unlink { .. } => disk.unlink(path).or_else(|_| disk.rmdir(path)),
+        Op::RemoveAll { .. } => disk.remove_all(path),
+        Op::Symlink { target, .. } => disk.symlink(path, &bytes(target)).map(drop),
+        Op::Fifo { .. } => disk.mknod(path, Kind::Fifo, 0o644, 0).map(drop),
+        Op::Chmod { mode, .. } => disk.chmod(path, *mode),
+        Op::Touch { mtime_ns, .. } => disk.set_mtime(path, *mtime_ns),
+        Op::Xattr { value, .. } => disk.set_xattr(path, b"user.note", &bytes(value)),
+        Op::Tmpfile { content, .. } => {
+            let dir = path.iter().rposition(|&b| b == b'/').map_or(&b""[..], |at| &path[..at]);
+            let fd = disk.tmpfile(dir)?;
+            let made = disk.write(fd, 0, &bytes(content)).and_then(|()| disk.link_open(fd, path));
+            disk.close(fd)?;
+            made
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,205 @@
+//! What must hold at a moment, and the end of a world: everything is made whole, and the mirrors must become what their
+//! sources are.
+
+use shared::exit::Exit;
+use shared::journal::Journal;
+use shared::path::RelPath;
+use syncer::live;
+
+use super::World;
+use crate::database;
+use crate::oracle::difference::{Items, differences};
+use crate::oracle::owed::Owed;
+use crate::oracle::{Invariant, Violation, sides};
+use crate::store::Asked;
+
+/// Longer than a request may still come true.
+const GRACE_MS: u64 = 2 * 3600 * 1000;
+/// Longer than anything waits before it is tried again.
+const BACKOFF_MS: u64 = 7 * 3600 * 1000;
+/// Runs after which nothing may be owed any more.
+const RUNS_MAX: usize = 6;
+
+impl World {
+    /// Coverage of every leg, as far as it can be told now.
+    pub(super) fn check(&mut self) -> Result<(), Violation> {
+        for leg in 0..self.legs.len() {
+            self.check_leg(leg)?;
+        }
+        Ok(())
+    }
+
+    /// Every path that differs from its mirror is covered: asked of the databases, once the tracker has told all that
+    /// it knows.
+    pub(super) fn check_leg(&mut self, leg: usize) -> Result<(), Violation> {
+        // Nothing else happens while it is looked.
+        self.shared.chance().hold(true);
+        let mut flushed = false;
+        self.with_tracker(|tracker| flushed = tracker.flush().is_ok());
+        self.shared.chance().hold(false);
+        if !flushed || self.shared.is_down() {
+            return Ok(());
+        }
+        let before = database::enter(0);
+        let found = self.uncovered(leg);
+        database::enter(before);
+        match found.into_iter().next() {
+            None => Ok(()),
+            Some((path, what)) => {
+                let name = &self.legs[leg].name;
+                Err(Violation::new(
+                    Invariant::Coverage,
+                    format!("{name}: {path}: {what}, and nothing leads to it"),
+                ))
+            }
+        }
+    }
+
+    /// Nothing, where a run of the leg would begin with a full pass: of databases that do not belong together.
+    fn uncovered(&self, leg: usize) -> Option<(RelPath, String)> {
+        let (config, of_leg) = (&self.config, &self.legs[leg]);
+        let catalog = live::catalog_path(config, &config.legs[leg]);
+        let journal = Journal::open_to_read(&config.journal_path()).ok().filter(|_| catalog.exists())?;
+        if self.has_doubts() || !self.fits(&journal, &catalog, &of_leg.name) {
+            return None;
+        }
+        let (roots, holds) = (journal.roots().ok()?, of_leg.holds());
+        for (at, place) in of_leg.requests.roots().iter().enumerate() {
+            let root = roots.iter().find(|root| root.name == place.name)?;
+            if !self.shared.machine().is_home(&place.path) {
+                continue;
+            }
+            let Some(owed) = Owed::read(&journal, &catalog, &of_leg.name, root.id, &place.name) else {
+                continue;
+            };
+            let source = self.source(leg, at);
+            let is_dir =
+                |path: &RelPath| path.is_root() || source.get(path).is_some_and(|item| item.kind.is_dir());
+            for (path, what) in differences(&source, &self.mirror(leg, at), holds) {
+                let handle = self.shared.machine().handle_at(&place.path, &path);
+                let covered =
+                    owed.covers(&path, handle.as_ref(), is_dir) || (is_dir(&path) && owed.covers_dir(&path));
+                if !covered && !self.is_excused(leg, at, &path) {
+                    return Some((path, what));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether the next run would find its databases in order.
+    fn fits(&self, journal: &Journal, catalog: &std::path::Path, leg: &str) -> bool {
+        let facts = syncer::catalog::Catalog::open(catalog).and_then(|catalog| catalog.facts());
+        let (Ok(facts), Ok(Some(leg)), Ok((head, floor))) =
+            (facts, journal.leg(leg), journal.head_and_floor())
+        else {
+            return false;
+        };
+        leg.catalog_id == facts.catalog_id
+            && facts.journal_id == Some(journal.id())
+            && leg.cursor() >= floor
+            && facts.acked >= leg.acked
+            && facts.revision >= leg.revision
+            && facts.acked <= head
+    }
+
+    /// Directories whose fate the stream has not told yet stand for all that is in them.
+    fn has_doubts(&self) -> bool {
+        let path = self.config.journal_path();
+        let count = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .and_then(|conn| conn.query_row("SELECT count(*) FROM doubt", [], |r| r.get::<_, i64>(0)));
+        count.map_or(true, |count| count > 0)
+    }
+
+    /// Others changed the destination there, which only a full pass can find.
+    fn is_excused(&self, leg: usize, root: usize, path: &RelPath) -> bool {
+        let dest = self.legs[leg].requests.roots()[root].prefix.join(path);
+        self.legs[leg].foreign.iter().any(|foreign| dest.is_within(foreign) || foreign.is_within(&dest))
+    }
+
+    /// What stands in a root of a leg, as its rules let it be seen.
+    pub(super) fn source(&self, leg: usize, root: usize) -> Items {
+        let place = &self.legs[leg].requests.roots()[root];
+        let root =
+            self.config.roots.iter().find(|r| r.name.as_str() == place.name).expect("a root of the leg");
+        sides::source(&self.shared.machine(), &place.path, &root.rules)
+    }
+
+    /// What stands at a leg's destination for one of its roots.
+    pub(super) fn mirror(&self, leg: usize, root: usize) -> Items {
+        let prefix = &self.legs[leg].requests.roots()[root].prefix;
+        let all = self.legs[leg].items();
+        all.into_iter().filter_map(|(path, item)| Some((path.strip(prefix)?, item))).collect()
+    }
+
+    /// Everything is made whole; then each mirror must become what its source is, and stay so without a call.
+    pub(super) fn end(&mut self) -> Result<(), Violation> {
+        self.say(|| "everything is made whole".to_owned());
+        self.mend()?;
+        let all: Vec<usize> = (0..self.legs.len()).collect();
+        self.wait(GRACE_MS);
+        self.run(&all, self.compare_all, Some(u64::MAX))?;
+        for _ in 0..RUNS_MAX {
+            self.check()?;
+            if !self.owes_anything()? {
+                break;
+            }
+            self.wait(BACKOFF_MS);
+            self.run(&all, false, Some(u64::MAX))?;
+        }
+        for leg in all {
+            self.must_be_equal(leg)?;
+            self.must_be_quiet(leg)?;
+        }
+        Ok(())
+    }
+
+    fn owes_anything(&self) -> Result<bool, Violation> {
+        let journal = self.readable_journal()?;
+        let owes = |leg: &super::legs::Leg| journal.deferred_count(&leg.name).map_or(true, |count| count > 0);
+        Ok(self.legs.iter().any(owes))
+    }
+
+    fn readable_journal(&self) -> Result<Journal, Violation> {
+        let opened = Journal::open_to_read(&self.config.journal_path());
+        opened.map_err(|e| Violation::new(Invariant::Converges, format!("the journal at the end: {e}")))
+    }
+
+    fn must_be_equal(&mut self, leg: usize) -> Result<(), Violation> {
+        let holds = self.legs[leg].holds();
+        for root in 0..self.legs[leg].requests.roots().len() {
+            let differing = differences(&self.source(leg, root), &self.mirror(leg, root), holds);
+            let left = differing.into_iter().find(|(path, _)| !self.is_excused(leg, root, path));
+            if let Some((path, what)) = left {
+                let name = &self.legs[leg].name;
+                return Err(Violation::new(
+                    Invariant::Converges,
+                    format!("{name}: {path} at the end: {what}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// One more run finds nothing to do, and says so.
+    fn must_be_quiet(&mut self, leg: usize) -> Result<(), Violation> {
+        let listed = |world: &World| {
+            let seen = world.legs[leg].watch.seen();
+            [Asked::List, Asked::Newest].map(|what| seen.counts.get(&what).copied().unwrap_or_default())
+        };
+        let before = listed(self);
+        self.run(&[leg], false, None)?;
+        let (asked, listed) = (self.legs[leg].asked, listed(self) != before);
+        let is_foreign = !self.legs[leg].foreign.is_empty();
+        if (asked > 0 || listed) && !is_foreign {
+            let name = &self.legs[leg].name;
+            let what = format!("{name}: a quiet run asked for {asked} changes, and looked around: {listed}");
+            return Err(Violation::new(Invariant::NoNeedlessCall, what));
+        }
+        match self.legs[leg].last_exit {
+            Some(Exit::Ok) => Ok(()),
+            Some(Exit::Partial) if is_foreign => Ok(()),
+            other => Err(Violation::new(Invariant::Told, format!("a quiet run ended with {other:?}"))),
+        }
+    }
+}
