@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use simulation::oracle::Invariant;
 use simulation::planted::{Copy, Plant, Told, catalogue, top};
 
 /// Plants each mistake of the catalogue into a copy of the sources, and simulates until it is found. Fails if one is
@@ -32,7 +33,7 @@ struct Args {
 /// What came of the worlds.
 enum Outcome {
     /// After so many worlds, by an invariant, with its message.
-    Found(u64, String, String),
+    Found(u64, Invariant, String),
     NotFound,
     /// It does not compile, or the simulation ended without telling.
     Failed(String),
@@ -82,7 +83,7 @@ impl Garden {
             return true;
         }
         let before = self.copy.plant(plant).unwrap();
-        let outcome = self.say(&plant.name, &plant.invariant, Garden::simulate);
+        let outcome = self.say(&plant.name, &plant.invariant.to_string(), Garden::simulate);
         self.copy.restore(&before).unwrap();
         matches!(outcome, Outcome::Found(..))
     }
