@@ -14,6 +14,7 @@ pub mod host;
 pub mod machine;
 pub mod oracle;
 pub mod plan;
+pub mod planted;
 pub mod random;
 pub mod script;
 pub mod seat;
