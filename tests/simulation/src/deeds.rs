@@ -51,7 +51,9 @@ impl Hands {
                 self.close(machine, *fd);
                 Ok(())
             }
-            Op::WriteOpen { fd: number, content } | Op::Map { fd: number, content } | Op::Aio { fd: number, content } => {
+            Op::WriteOpen { fd: number, content }
+            | Op::Map { fd: number, content }
+            | Op::Aio { fd: number, content } => {
                 let (disk, fd) = *self.open.get(number).ok_or(Errno::BADF)?;
                 let content = bytes(content);
                 if !matches!(op, Op::WriteOpen { .. }) {
