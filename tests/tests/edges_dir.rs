@@ -280,6 +280,25 @@ fn a_directory_that_holds_somebody_elses_file_stays_and_costs_no_delete() {
 }
 
 #[test]
+fn a_directory_waits_for_what_could_not_be_removed_from_it() {
+    if !tests::is_root() {
+        return tests::skip("mounting needs root");
+    }
+    let mut world = mirrored();
+    fs::create_dir_all(world.source().join("gone/below")).unwrap();
+    world.saw_gap();
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    fs::remove_dir_all(world.source().join("gone")).unwrap();
+    world.saw_gap();
+    let hindrance = Tmpfs::over(&world.path("copy/gone/below"));
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.removed), (Exit::Partial, 0), "{}", report.text());
+    drop(hindrance);
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    assert!(!world.path("copy/gone").exists(), "it was forgotten with what was in it");
+}
+
+#[test]
 fn deletes_of_a_root_that_is_not_ok_wait_and_do_not_count() {
     let names: Vec<String> = (0..10).map(|i| format!("file-{i}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();

@@ -236,9 +236,16 @@ impl Run<'_> {
                     self.removal.touched.extend(key.path().parent().map(|p| (root, p)));
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
-                // It holds what is not ours, or what the rules keep: it stays, and is ours no longer.
                 Some(Err(e)) if e.problem == Problem::Occupied => {
-                    self.removal.changes.push(Change::Remove { root: catalog, key });
+                    // What could not be removed from it just now goes first, another time. Else it holds what is not
+                    // ours, or what the rules keep: it stays, and is ours no longer.
+                    let done = self.removal.changes.iter().filter_map(|change| match change {
+                        Change::Remove { root, key } if *root == catalog => Some(key),
+                        _ => None,
+                    });
+                    if !self.parts.catalog.has_absent_below(catalog, &key.path(), &done.collect())? {
+                        self.removal.changes.push(Change::Remove { root: catalog, key });
+                    }
                 }
                 Some(Err(e)) => {
                     if let (Problem::Stop(exit), None) = (&e.problem, self.stop) {
