@@ -246,6 +246,9 @@ impl Dir for SimDir {
             () => Listing::Whole,
         };
         let (names, ended) = self.hand.shared.machine().disk(self.disk).list(self.dir, listing);
+        if matches!(listing, Listing::Lacking(_)) {
+            self.hand.shared.lied();
+        }
         for (name, _, kind) in names {
             each(&c_name(&name)?, Some(kind.is_dir()));
         }

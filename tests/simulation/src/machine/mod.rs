@@ -360,14 +360,15 @@ impl Machine {
 
     /// Whether a path lies on the disk that belongs there, or one that nothing tells from it, and it works.
     pub fn is_home(&self, path: &Path) -> bool {
-        self.find(as_bytes(path)).is_ok_and(|(disk, _)| self.is_disk_of(disk, path))
+        let found = self.find(as_bytes(path));
+        found.is_ok_and(|(disk, _)| self.is_disk_of(disk, path) && !self.disk(disk).dead)
     }
 
     /// Whether this is the disk that belongs to a path, or nothing tells it from that.
     pub fn is_disk_of(&self, disk: DiskId, path: &Path) -> bool {
         let home = self.disks.values().find(|slot| slot.home.as_ref().is_some_and(|h| path.starts_with(h)));
         let disk = self.disk(disk);
-        home.is_some_and(|home| home.disk.uuid == disk.uuid) && !disk.dead
+        home.is_some_and(|home| home.disk.uuid == disk.uuid)
     }
 
     /// What stands at a path below a root.

@@ -80,11 +80,12 @@ fn of_items(own: &Item, far: &Item, holds: Holds) -> Option<String> {
     }
 }
 
-/// Names of one file at the source must be names of one file at the destination, and no others.
+/// Names of one regular file at the source must be names of one file at the destination, and no others. Other kinds are
+/// mirrored name by name.
 fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath, Difference>) {
     let groups = |items: &Items| {
         let mut groups: BTreeMap<u64, BTreeSet<RelPath>> = BTreeMap::new();
-        for (path, item) in items.iter().filter(|(_, item)| !item.kind.is_dir()) {
+        for (path, item) in items.iter().filter(|(_, item)| item.kind == Kind::File) {
             groups.entry(item.inode).or_default().insert(path.clone());
         }
         let of_each = groups.into_values().filter(|names| names.len() > 1);
@@ -93,12 +94,10 @@ fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath
     let (own, far): (BTreeMap<_, BTreeSet<_>>, BTreeMap<_, BTreeSet<_>>) = (groups(source), groups(mirror));
     for path in source.keys().filter(|path| mirror.contains_key(*path)) {
         if own.get(path) != far.get(path) {
-            found
-                .entry(path.clone())
-                .or_insert(Difference {
-                    what: "its names are not one file on both sides".to_owned(),
-                    names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
-                });
+            found.entry(path.clone()).or_insert(Difference {
+                what: "its names are not one file on both sides".to_owned(),
+                names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
+            });
         }
     }
 }
