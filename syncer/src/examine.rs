@@ -89,12 +89,9 @@ fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Ve
     if equal && (provable || !mask.may_have_new_content()) {
         return attributes;
     }
-    // A chmod or chown: the events say that nobody wrote, and size and time agree.
-    if old.mtime_ns == stat.mtime_ns
-        && old.ino == stat.ino
-        && !mask.may_have_new_content()
-        && mask.contains(Mask::ATTRIB)
-    {
+    // A chmod or chown: the events say that nobody wrote or put another file there, and size and time agree.
+    let same_file = (old.ino, old.btime_ns) == (stat.ino, stat.btime_ns);
+    if same_file && old.mtime_ns == stat.mtime_ns && mask == Mask::ATTRIB {
         return attributes;
     }
     if row.sha1.is_some() { Verdict::Compare } else { Verdict::Send }
@@ -325,6 +322,21 @@ mod tests {
         assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB, B2), Verdict::Refresh);
         assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB, DIR), Verdict::Attributes);
         assert_eq!(compare(Some(&row(Kind::File)), &changed, Mask::UNKNOWN, DIR), Verdict::Compare);
+    }
+
+    #[test]
+    fn a_chmod_of_what_came_under_the_name_meanwhile_is_read() {
+        // ext4 gives the inode of a deleted file to the next one, and `cp -p` keeps the time.
+        let replaced = file(|s| {
+            s.btime_ns = Some(6);
+            s.ctime_ns += 9;
+        });
+        assert_eq!(compare(Some(&row(Kind::File)), &replaced, Mask::ATTRIB, DIR), Verdict::Compare);
+        let changed = file(|s| s.ctime_ns += 9);
+        for more in [Mask::CREATE, Mask::DELETE, Mask::RENAME] {
+            let verdict = compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB | more, DIR);
+            assert_eq!(verdict, Verdict::Compare, "{more:?}");
+        }
     }
 
     #[test]
