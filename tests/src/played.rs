@@ -84,6 +84,8 @@ pub struct Bent {
     pub unknown: Option<&'static str>,
     /// This path is gone by the time its attributes are read.
     pub gone_later: Option<&'static str>,
+    /// Called before the attributes of a path are read.
+    pub at_xattrs: Option<Arc<dyn Fn() + Send + Sync>>,
     /// The list of names that this path is in lacks it.
     pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
@@ -175,6 +177,9 @@ impl Tree for BentTree {
     }
 
     fn xattrs(&self, path: &RelPath) -> Result<Xattrs, TreeError> {
+        if let Some(work) = &self.bent.at_xattrs {
+            work();
+        }
         if is(self.bent.gone_later, path) {
             let source = io::ErrorKind::NotFound.into();
             return Err(TreeError { op: "read the attributes of", path: path.clone(), source });
