@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
-use shared::journal::{Journal, RootState};
+use shared::journal::{Class, Deferred, Journal, RootState};
+use syncer::catalog::{Catalog, CatalogRoot};
+use syncer::live;
 use syncer::report::Report;
 use tests::dir_leg::{LEG, age, fill, mirrored, same, same_at, world, world_with};
 use tests::played::{Bent, CutOff, PlayedTracker};
@@ -472,4 +474,52 @@ fn what_a_run_removed_when_it_was_killed_counts_for_the_guard() {
     remove_many(&mut world, 5..6);
     let report = world.run("copy");
     assert_eq!((report.exit, report.removed), (Exit::Guard, 0), "{}", report.text());
+}
+
+/// The catalog of the leg, and its only root.
+fn catalog(world: &World) -> (Catalog, CatalogRoot) {
+    let path = live::catalog_path(&world.config, world.config.leg("copy").unwrap());
+    (Catalog::open(&path).unwrap(), CatalogRoot(1))
+}
+
+fn open_intents(world: &World) -> usize {
+    let (catalog, root) = catalog(world);
+    catalog.intents(root).unwrap().len()
+}
+
+#[test]
+fn a_name_that_something_is_in_the_way_of_holds_up_no_other_name_of_its_file() {
+    let mut world = world();
+    fs::create_dir(world.source().join("d")).unwrap();
+    for i in 0..6 {
+        fs::write(world.source().join(format!("d/{i}")), "more than may go at once").unwrap();
+    }
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    fs::remove_dir_all(world.source().join("d")).unwrap();
+    fs::write(world.source().join("d"), "a file now").unwrap();
+    fs::hard_link(world.source().join("d"), world.source().join("e")).unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Guard, 1), "{}", report.text());
+    assert_eq!(fs::read_to_string(world.path("copy/e")).unwrap(), "a file now");
+    let owed = world.journal.deferred("copy", 10).unwrap();
+    let waits = |row: &&Deferred| row.class == Class::Kind && row.key.path.as_bytes() == b"d";
+    assert_eq!(owed.iter().filter(waits).count(), 1, "{owed:?}");
+    assert!(owed.iter().all(|row| row.class != Class::Error), "{owed:?}");
+    assert_eq!(allowing(&world, 7).exit, Exit::Ok);
+    same(&world);
+}
+
+#[test]
+fn a_name_of_a_file_that_was_not_sent_leaves_no_question_to_the_destination() {
+    let mut world = mirrored();
+    let file = world.source().join("a/file");
+    fs::write(&file, "changed").unwrap();
+    world.saw("a/file", Scope::SelfOnly, WRITTEN);
+    let report = world.run_as("copy", |parts| {
+        let at_read = move || fs::write(&file, "changed again, and longer").unwrap();
+        Bent { at_read: Some(Arc::new(at_read)), ..Bent::default() }.over(parts);
+    });
+    assert_eq!((report.deferred, report.files_sent), (2, 0), "{}", report.text());
+    assert_eq!(open_intents(&world), 0);
 }

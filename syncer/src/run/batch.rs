@@ -305,15 +305,23 @@ impl Planner<'_> {
 
     /// The names of one inode: where one of them is at the destination already, or is sent, the others become links
     /// to it.
-    fn plan_linked(&self, plan: &mut Plan, group: Vec<(Op, Verdict)>) -> Result<(), DatabaseError> {
+    fn plan_linked(&self, plan: &mut Plan, names: Vec<(Op, Verdict)>) -> Result<(), DatabaseError> {
         let sent = |v: &Verdict| matches!(v, Verdict::Send | Verdict::Compare);
-        let Some(ground) = group.first().and_then(|(op, _)| self.grounds[op.root].as_ref()) else {
+        let Some(ground) = names.first().and_then(|(op, _)| self.grounds[op.root].as_ref()) else {
             return Ok(());
         };
         let has_row = |op: &Op| {
             let handle = || ground.tree.handle(&op.path);
             op.row.as_ref().is_some_and(|r| r.has_object() && r.is_of(&op.stat, handle().as_ref()))
         };
+        // A name that has to wait is none that others could be links to.
+        let mut group = Vec::with_capacity(names.len());
+        for (op, verdict) in names {
+            match self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
+                Some(other) if sent(&verdict) => plan.owed.push(blocked(&op, &other)),
+                _ => group.push((op, verdict)),
+            }
+        }
         // A name that has an object of this inode leads, so that an unchanged content is not sent again.
         let leader = group
             .iter()
@@ -328,10 +336,6 @@ impl Planner<'_> {
             let follows = i != leader && (leader_sent || sent(&verdict)) && verdict != Verdict::HoldForeign;
             if !follows {
                 self.plan_one(plan, op, verdict)?;
-                continue;
-            }
-            if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
-                plan.owed.push(blocked(&op, &other));
                 continue;
             }
             op.action = Action::LinkTo(to.clone());

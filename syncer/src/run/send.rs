@@ -366,6 +366,14 @@ fn hash(file: &dyn SourceFile) -> io::Result<Sha1> {
     }
 }
 
+impl Outcome {
+    /// Of a link whose leader was not sent.
+    pub fn orphaned(op: Op) -> Outcome {
+        let reason = "the file it is a name of was not sent".into();
+        Outcome { op, result: Err(Failure::new(Class::Busy, reason)) }
+    }
+}
+
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
         Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
