@@ -7,14 +7,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shared::clock::{Clock as _, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
 use shared::journal::{Class, Deferred, Journal, RootState};
-use syncer::catalog::{Catalog, CatalogRoot};
+use shared::limits::INTENT_GRACE;
+use syncer::catalog::{Catalog, CatalogRoot, Key, NewIntent};
 use syncer::live;
 use syncer::report::Report;
 use tests::dir_leg::{LEG, age, fill, mirrored, same, same_at, world, world_with};
-use tests::played::{Bent, CutOff, PlayedTracker};
+use tests::played::{Bent, CutOff, Later, PlayedTracker};
 use tests::tmpfs::Tmpfs;
 use tests::world::{MADE, ROOT, WRITTEN, World, note};
 
@@ -521,5 +523,20 @@ fn a_name_of_a_file_that_was_not_sent_leaves_no_question_to_the_destination() {
         Bent { at_read: Some(Arc::new(at_read)), ..Bent::default() }.over(parts);
     });
     assert_eq!((report.deferred, report.files_sent), (2, 0), "{}", report.text());
+    assert_eq!(open_intents(&world), 0);
+}
+
+#[test]
+fn an_intent_from_the_future_is_asked_about_for_an_hour_and_no_longer() {
+    let world = world();
+    fill(&world);
+    world.run_as("copy", |parts| Bent::ahead().over(parts));
+    let (mut catalog, root) = catalog(&world);
+    let intent = NewIntent { root, key: Key(b"a-sibling".to_vec()), handle: None };
+    let in_a_year = SystemClock.wall_ns() + 365 * 24 * 3600 * 1_000_000_000;
+    catalog.add_intents(&[intent], 1, in_a_year).unwrap();
+    drop(catalog);
+    assert_eq!((world.run("copy").exit, open_intents(&world)), (Exit::Ok, 1), "it may still come true");
+    world.run_as("copy", |parts| parts.clock = Arc::new(Later(INTENT_GRACE * 2)));
     assert_eq!(open_intents(&world), 0);
 }

@@ -344,7 +344,7 @@ impl Run<'_> {
             self.parts.catalog.apply(&changes, &fulfilled)?;
         }
         if !unknown.is_empty() {
-            self.parts.catalog.keep_intents(&unknown)?;
+            self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
         }
         self.publish_linked()
     }

@@ -184,7 +184,7 @@ impl Run<'_> {
                 self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
                 self.parts.catalog.apply(&changes, &[])?;
                 self.parts.catalog.drop_intents(&fulfilled)?;
-                self.parts.catalog.keep_intents(&open)?;
+                self.parts.catalog.keep_intents(&open, self.parts.clock.wall_ns())?;
             }
         }
         Ok(())
