@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -539,4 +539,19 @@ fn an_intent_from_the_future_is_asked_about_for_an_hour_and_no_longer() {
     assert_eq!((world.run("copy").exit, open_intents(&world)), (Exit::Ok, 1), "it may still come true");
     world.run_as("copy", |parts| parts.clock = Arc::new(Later(INTENT_GRACE * 2)));
     assert_eq!(open_intents(&world), 0);
+}
+
+#[test]
+fn what_was_not_confirmed_before_a_power_cut_is_sent_again_whatever_its_size_and_time_say() {
+    let mut world = mirrored();
+    fs::write(world.source().join("new"), "content").unwrap();
+    world.saw("new", Scope::SelfOnly, MADE);
+    assert_eq!(world.run_as("copy", CutOff::unconfirmed).exit, Exit::Failed);
+    let copy = fs::File::options().write(true).open(world.path("copy/new")).unwrap();
+    let modified = copy.metadata().unwrap().modified().unwrap();
+    copy.write_all_at(&[0; 7], 0).unwrap();
+    copy.set_modified(modified).unwrap();
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
 }
