@@ -74,6 +74,15 @@ impl Row {
     pub fn has_object(&self) -> bool {
         !self.object.is_empty()
     }
+
+    /// Whether it was made from this file. An inode number alone may be another one's by now: it counts where a handle is
+    /// not known.
+    pub fn is_of(&self, stat: &Stat, handle: Option<&Handle>) -> bool {
+        match (&self.handle, handle) {
+            (Some(own), Some(handle)) => own == handle,
+            _ => self.stat.ino == stat.ino,
+        }
+    }
 }
 
 /// One change of a batch.

@@ -261,7 +261,7 @@ impl Run<'_> {
             }
         }
         if !unknown.is_empty() {
-            self.parts.catalog.keep_intents(&unknown)?;
+            self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
         }
         Ok(())
     }

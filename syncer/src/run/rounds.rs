@@ -281,6 +281,7 @@ impl Run<'_> {
         outcomes.extend(lost.into_iter().chain(lost_links));
         let links = sort_links(links, &outcomes);
         outcomes.extend(links.stand);
+        outcomes.extend(links.orphans.into_iter().map(Outcome::orphaned));
         outcomes.extend(sender.send_all(links.make, &self.grounds).await);
         let mut last = Vec::new();
         for (root, dir) in self.touched_by(&outcomes) {
@@ -290,8 +291,6 @@ impl Run<'_> {
         }
         outcomes.extend(sender.send_all(last, &self.grounds).await);
         self.outcomes = outcomes;
-        let reason = "the file it is a name of was not sent";
-        self.owed.extend(links.orphans.iter().map(|op| batch::owed(op, Class::Busy, reason.into())));
         Ok(())
     }
 
@@ -345,7 +344,7 @@ impl Run<'_> {
             self.parts.catalog.apply(&changes, &fulfilled)?;
         }
         if !unknown.is_empty() {
-            self.parts.catalog.keep_intents(&unknown)?;
+            self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
         }
         self.publish_linked()
     }

@@ -186,10 +186,10 @@ pub fn sort_links(links: Vec<Op>, outcomes: &[Outcome]) -> Links {
     let mut sorted = Links::default();
     for op in links {
         let Action::LinkTo(to) = &op.action else { continue };
-        let own = op.row.as_ref().filter(|row| row.has_object() && row.stat.ino == op.stat.ino);
+        let own = op.row.as_ref().filter(|row| row.has_object());
         match (leaders.get(&(op.root, to)).map(|o| &o.result), own) {
             (Some(Err(_)), _) => sorted.orphans.push(op),
-            (Some(Ok(done)), Some(own)) if !done.sent => {
+            (Some(Ok(done)), Some(own)) if !done.sent && own.is_of(&op.stat, done.row.handle.as_ref()) => {
                 let row = Row { stat: op.stat, object: own.object.clone(), ..done.row.clone() };
                 sorted.stand.push(Outcome { op, result: Ok(Done { row, sent: false }) });
             }
@@ -315,7 +315,8 @@ fn prepare(tree: &dyn Tree, holds: Holds, op: &Op) -> Result<Prepared, Failure> 
                 return Err(Failure::busy());
             }
             if let (Some(row), Some(sha1)) = (row, sha1) {
-                let verdict = examine::after_read(row, &prepared.stat, &sha1, holds);
+                let verdict =
+                    examine::after_read(row, &prepared.stat, prepared.handle.as_ref(), &sha1, holds);
                 if verdict != Verdict::Send {
                     prepared.same = Some((sha1, verdict));
                 }
@@ -365,6 +366,14 @@ fn hash(file: &dyn SourceFile) -> io::Result<Sha1> {
     }
 }
 
+impl Outcome {
+    /// Of a link whose leader was not sent.
+    pub fn orphaned(op: Op) -> Outcome {
+        let reason = "the file it is a name of was not sent".into();
+        Outcome { op, result: Err(Failure::new(Class::Busy, reason)) }
+    }
+}
+
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
         Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
@@ -398,5 +407,53 @@ impl Failure {
             }
         };
         Failure { class, reason, stop, outcome_unknown, wait }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::entry::Mask;
+
+    use super::*;
+
+    fn stat() -> Stat {
+        Stat {
+            kind: Kind::File,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            btime_ns: None,
+            ino: 7,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 2,
+            rdev: 0,
+        }
+    }
+
+    fn row(object: &str, generation: u8) -> Row {
+        let handle = Handle { kind: 1, bytes: vec![7, generation] };
+        examine::made_row(&stat(), None, object.into(), Some(handle), 0)
+    }
+
+    fn op(path: &str, row: Option<Row>, action: Action) -> Op {
+        let path = RelPath::parse(path.as_bytes()).unwrap();
+        Op { root: 0, path, stat: stat(), row, action, mask: Mask::CREATE, seq: 1 }
+    }
+
+    #[test]
+    fn a_name_whose_object_is_of_an_inode_that_is_gone_is_no_link_that_stands() {
+        let unchanged = Done { row: row("new", 2), sent: false };
+        let content = Action::Content { compare: true };
+        let leader = [Outcome { op: op("a", Some(row("new", 2)), content), result: Ok(unchanged) }];
+        let follower = |generation| {
+            let to = Action::LinkTo(RelPath::parse(b"a").unwrap());
+            sort_links(vec![op("p", Some(row("old", generation)), to)], &leader)
+        };
+        let reused = follower(1);
+        assert_eq!((reused.make.len(), reused.stand.len()), (1, 0));
+        let own = follower(2);
+        assert_eq!((own.make.len(), own.stand.len()), (0, 1));
     }
 }
