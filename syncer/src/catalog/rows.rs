@@ -33,6 +33,9 @@ stored_enum! {
     }
 }
 
+/// The time of a row that no file has.
+pub const NO_TIME: i64 = i64::MIN;
+
 /// The sort key of a path: a directory's ends in `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(pub Vec<u8>);
@@ -104,6 +107,11 @@ pub enum Change {
         state: RowState,
         now_ns: i64,
         run: u64,
+    },
+    /// What attributes the object has is not known: no stat that is seen equals the row's.
+    DoubtAttributes {
+        root: CatalogRoot,
+        key: Key,
     },
     /// So much was deleted; `approved` if the owner said so for this run.
     Released {
@@ -383,6 +391,11 @@ fn apply_one(tx: &Transaction<'_>, change: &Change, revision: u64) -> rusqlite::
         Change::Remove { root, key } => {
             tx.prepare_cached("DELETE FROM row WHERE root = ?1 AND key = ?2")?
                 .execute(params![root.0, key.0])?;
+            Ok(())
+        }
+        Change::DoubtAttributes { root, key } => {
+            let sql = "UPDATE row SET mtime_ns = ?3, revision = ?4 WHERE root = ?1 AND key = ?2";
+            tx.prepare_cached(sql)?.execute(params![root.0, key.0, NO_TIME, revision])?;
             Ok(())
         }
         Change::Released { at_ns, run, count, bytes, approved } => {

@@ -16,7 +16,7 @@ use super::source::{Ground, Item, Work, examine_path};
 use crate::catalog::{Catalog, Change, Key, Origin, Row, RowState};
 use crate::examine::{self, Terms, Verdict};
 use crate::leg::Holds;
-use crate::tree::{Kind, Look, Stat};
+use crate::tree::{Kind, Stat};
 
 /// What is to be done with one path at the destination.
 #[derive(Debug, Clone)]
@@ -356,22 +356,6 @@ impl Planner<'_> {
         row.settled = was_settled && settled_now;
         row
     }
-}
-
-/// The operation that sets a directory's attributes after its content changed; `None` if it is not there any more.
-pub fn touch_op(
-    ground: &Ground,
-    catalog: &Catalog,
-    root: usize,
-    dir: &RelPath,
-    seq: u64,
-) -> Result<Option<Op>, DatabaseError> {
-    let Look::Found(stat) = ground.tree.look(dir) else { return Ok(None) };
-    if !stat.kind.is_dir() || ground.rules.excludes(dir, true) {
-        return Ok(None);
-    }
-    let row = catalog.get(ground.catalog, &Key::new(dir, Kind::Dir))?;
-    Ok(Some(Op { root, path: dir.clone(), stat, row, action: Action::Attributes, mask: Mask::ATTRIB, seq }))
 }
 
 /// Ours goes once the guard has released it; somebody else's stays until its owner takes it away.

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::batch::{Action, Op};
 use super::source::Ground;
 use super::threads::Threads;
-use crate::catalog::{Origin, Row};
+use crate::catalog::{NO_TIME, Origin, Row};
 use crate::examine::{self, Verdict};
 use crate::leg::{Body, Holds, Problem, Put, Sha1, Store, StoreError, What};
 use crate::tree::{Kind, SourceFile, Stat, Tree, TreeError, Xattrs};
@@ -42,6 +42,8 @@ pub struct Failure {
     pub reason: String,
     /// The leg as a whole cannot go on.
     pub stop: Option<Exit>,
+    /// The destination was asked, so that something may have changed there.
+    pub asked: bool,
     /// It may have taken effect: its intent stays.
     pub outcome_unknown: bool,
     /// The destination's own word on when to try again.
@@ -138,7 +140,11 @@ fn collect(
             if let Err(failure) = &outcome.result
                 && failure.stop.is_some()
             {
-                stopped.get_or_insert_with(|| Failure { outcome_unknown: false, ..failure.clone() });
+                stopped.get_or_insert_with(|| Failure {
+                    asked: false,
+                    outcome_unknown: false,
+                    ..failure.clone()
+                });
             }
             outcomes.push(outcome);
         }
@@ -160,7 +166,8 @@ pub fn without_directory(ops: Vec<Op>, outcomes: &[Outcome]) -> (Vec<Op>, Vec<Ou
         match around.copied() {
             Some(Outcome { op: dir, result: Err(failure) }) => {
                 let reason = format!("{} was not made", dir.path);
-                let failure = Failure { reason, stop: None, outcome_unknown: false, ..failure.clone() };
+                let failure =
+                    Failure { reason, stop: None, asked: false, outcome_unknown: false, ..failure.clone() };
                 lost.push(Outcome { op, result: Err(failure) });
             }
             _ => left.push(op),
@@ -268,6 +275,9 @@ impl One {
         let kept = if attributes_only { old_sha1 } else { None };
         let sha1 = receipt.sha1.or(same.map(|(sha1, _)| sha1)).or(adopted).or(kept);
         let mut row = examine::made_row(&stat, sha1, receipt.object, handle, looked_ns);
+        if op.action == Action::MakeDir {
+            row.stat.mtime_ns = NO_TIME; // its attributes follow, with a receipt of their own
+        }
         if op.action == Action::Attributes {
             // An equal stat proves the content only as far as it did before. An adopted object was equal by size and
             // time, which is all that is asked of it.
@@ -376,7 +386,7 @@ impl Outcome {
 
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
-        Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
+        Failure { class, reason, stop: None, asked: false, outcome_unknown: false, wait: None }
     }
 
     fn busy() -> Failure {
@@ -406,7 +416,7 @@ impl Failure {
                 (Class::Error, None)
             }
         };
-        Failure { class, reason, stop, outcome_unknown, wait }
+        Failure { class, reason, stop, asked: true, outcome_unknown, wait }
     }
 }
 

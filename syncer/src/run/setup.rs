@@ -12,7 +12,7 @@ use shared::path::RelPath;
 
 use super::send::{Sender, memory_budget};
 use super::source::Ground;
-use super::{Run, RunError, RunRoot};
+use super::{Run, RunError, RunRoot, touch};
 use crate::catalog::{Change, Intent, Key, Origin, Row};
 use crate::leg::{Listed, Problem, Put, Store, What};
 use crate::tree::{Look, Tree, Xattrs};
@@ -211,6 +211,9 @@ impl Run<'_> {
         };
         let done = now.saturating_sub(intent.at_ns) > limits::INTENT_GRACE.as_nanos() as i64;
         let known = self.parts.catalog.get(intent.root, &intent.key)?;
+        if let Some(change) = touch::settle(intent, found.as_ref(), known.as_ref()) {
+            return Ok(Some((Some(change), true)));
+        }
         let row = match (found.filter(|object| Key::new(&path, object.kind) == intent.key), known) {
             (Some(object), known) => known.is_none_or(|row| row.object != object.object).then(|| {
                 if store.holds().writers {
