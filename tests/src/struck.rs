@@ -1,4 +1,4 @@
-//! A store that cannot set the attributes of directories, and what that does to the run.
+//! A store that fails at directories, and what that does to the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use shared::path::RelPath;
 use syncer::leg::{Calls, Holds, Listed, Page, Problem, Put, Receipt, Remove, Store, StoreError, What};
 use syncer::run::Parts;
 
-/// What follows when the attributes of a directory are to be set.
+/// What follows when the attributes of a directory are to be set, or one is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Struck {
     /// An error, and the run goes on.
@@ -18,6 +18,8 @@ pub enum Struck {
     EndsBeforeAck,
     /// The run ends without its receipts, as with a kill between what was put and that.
     EndsBeforeReceipts,
+    /// Directories are made, but nothing says so.
+    MadeUnanswered,
 }
 
 impl Struck {
@@ -58,13 +60,20 @@ impl Store for StruckStore {
     }
 
     async fn put(&self, put: Put) -> Result<Receipt, StoreError> {
-        if !(matches!(put.what, What::Attributes) && put.stat.kind.is_dir()) {
-            return self.real.put(put).await;
+        let unanswered = self.struck == Struck::MadeUnanswered;
+        let dest = put.dest.clone();
+        match put.what {
+            What::Dir if unanswered => {
+                self.real.put(put).await?;
+                let error = StoreError::new("make", dest, Problem::TryLater(None), "struck by the test");
+                return Err(StoreError { outcome_unknown: true, ..error });
+            }
+            What::Attributes if put.stat.kind.is_dir() && !unanswered => {}
+            _ => return self.real.put(put).await,
         }
         self.was_struck.store(true, Ordering::Relaxed);
         self.stop.fetch_or(self.struck == Struck::EndsBeforeAck, Ordering::Relaxed);
-        let problem = Problem::TryLater(None);
-        Err(StoreError::new("set the attributes of", put.dest, problem, "struck by the test"))
+        Err(StoreError::new("set the attributes of", dest, Problem::TryLater(None), "struck by the test"))
     }
 
     async fn remove(&self, remove: Remove) -> Result<(), StoreError> {

@@ -93,6 +93,22 @@ fn a_directory_that_cannot_be_looked_at_once_its_file_was_sent_gets_its_time_bac
 }
 
 #[test]
+fn a_directory_that_may_have_been_made_and_is_gone_by_the_next_run_is_not_left_behind() {
+    let mut world = mirrored();
+    let mask = Mask::CREATE | Mask::ONDIR;
+    fs::create_dir(world.source().join("a/new")).unwrap();
+    world.saw("a/new", Scope::Subtree, mask);
+    let report = world.run_as("copy", |parts| Struck::MadeUnanswered.over(parts));
+    assert_eq!((report.exit, intents(&world)), (Exit::Partial, 1), "{}", report.text());
+    assert!(world.path("copy/a/new").exists());
+    fs::remove_dir(world.source().join("a/new")).unwrap();
+    world.saw("a/new", Scope::Subtree, mask | Mask::DELETE);
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    assert!(!world.path("copy/a/new").exists());
+}
+
+#[test]
 fn what_was_read_and_found_the_same_leaves_its_directory_alone() {
     let mut world = mirrored();
     world.saw("a/b/secret", Scope::SelfOnly, WRITTEN);

@@ -18,7 +18,7 @@ use super::machine::Event;
 use super::{Run, RunError};
 use crate::catalog::{CatalogRoot, Change, Key, NewIntent, Row, RowState};
 use crate::guard::{self, Judgement, Load};
-use crate::leg::{Holds, Problem, Remove};
+use crate::leg::{Holds, Problem, Remove, StoreError};
 use crate::report::Trouble;
 use crate::tree::Look;
 
@@ -233,8 +233,13 @@ impl Run<'_> {
         let mut unknown = Vec::new();
         let mut answers = futures_util::stream::iter(requests).buffer_unordered(self.parts.leg.transfers);
         while let Some((key, row, answer)) = answers.next().await {
-            let may_have = answer.is_some(); // even an error may come after the effect
-            self.removal.disturbed.extend(key.path().parent().filter(|_| may_have).map(|dir| (root, dir)));
+            let may_have = |answer: &Result<(), StoreError>| match answer {
+                Ok(()) => true,
+                Err(e) => e.outcome_unknown,
+            };
+            if answer.as_ref().is_some_and(may_have) {
+                self.removal.disturbed.extend(key.path().parent().map(|dir| (root, dir)));
+            }
             match answer {
                 // Asked to stop: the row stays absent, and the next run sees to it.
                 None => {}
@@ -245,15 +250,7 @@ impl Run<'_> {
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
                 Some(Err(e)) if e.problem == Problem::Occupied => {
-                    // What could not be removed from it just now goes first, another time. Else it holds what is not
-                    // ours, or what the rules keep: it stays, and is ours no longer.
-                    let done = self.removal.changes.iter().filter_map(|change| match change {
-                        Change::Remove { root, key } if *root == catalog => Some(key),
-                        _ => None,
-                    });
-                    if !self.parts.catalog.has_absent_below(catalog, &key.path(), &done.collect())? {
-                        self.removal.changes.push(Change::Remove { root: catalog, key });
-                    }
+                    self.leave_occupied(catalog, key)?;
                 }
                 Some(Err(e)) => {
                     if let (Problem::Stop(exit), None) = (&e.problem, self.stop) {
@@ -270,6 +267,19 @@ impl Run<'_> {
         }
         if !unknown.is_empty() {
             self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
+        }
+        Ok(())
+    }
+
+    /// What could not be removed from a directory just now goes first, another time. Else it holds what is not ours, or
+    /// what the rules keep: it stays, and is ours no longer.
+    fn leave_occupied(&mut self, root: CatalogRoot, key: Key) -> Result<(), RunError> {
+        let done = self.removal.changes.iter().filter_map(|change| match change {
+            Change::Remove { root: of, key } if *of == root => Some(key),
+            _ => None,
+        });
+        if !self.parts.catalog.has_absent_below(root, &key.path(), &done.collect())? {
+            self.removal.changes.push(Change::Remove { root, key });
         }
         Ok(())
     }

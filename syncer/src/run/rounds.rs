@@ -315,7 +315,8 @@ impl Run<'_> {
                         self.stop = Some(exit);
                         self.report.troubles.push(Trouble::of_run(failure.reason.clone()));
                     }
-                    if failure.outcome_unknown {
+                    // Attributes do not come true later.
+                    if failure.outcome_unknown && !touch::is_touch(&op) {
                         unknown.push((root, key));
                     }
                     let owed = batch::owed(&op, failure.class, failure.reason);
@@ -323,7 +324,7 @@ impl Run<'_> {
                 }
             }
         }
-        self.close_dirs(&mut fulfilled, touched, &mut changes);
+        self.close_dirs(&mut fulfilled, touched, &unknown, &mut changes);
         if !changes.is_empty() || !fulfilled.is_empty() {
             self.parts.catalog.apply(&changes, &fulfilled)?;
         }

@@ -42,8 +42,6 @@ pub struct Failure {
     pub reason: String,
     /// The leg as a whole cannot go on.
     pub stop: Option<Exit>,
-    /// The destination was asked, so that something may have changed there.
-    pub asked: bool,
     /// It may have taken effect: its intent stays.
     pub outcome_unknown: bool,
     /// The destination's own word on when to try again.
@@ -140,11 +138,7 @@ fn collect(
             if let Err(failure) = &outcome.result
                 && failure.stop.is_some()
             {
-                stopped.get_or_insert_with(|| Failure {
-                    asked: false,
-                    outcome_unknown: false,
-                    ..failure.clone()
-                });
+                stopped.get_or_insert_with(|| Failure { outcome_unknown: false, ..failure.clone() });
             }
             outcomes.push(outcome);
         }
@@ -166,8 +160,7 @@ pub fn without_directory(ops: Vec<Op>, outcomes: &[Outcome]) -> (Vec<Op>, Vec<Ou
         match around.copied() {
             Some(Outcome { op: dir, result: Err(failure) }) => {
                 let reason = format!("{} was not made", dir.path);
-                let failure =
-                    Failure { reason, stop: None, asked: false, outcome_unknown: false, ..failure.clone() };
+                let failure = Failure { reason, stop: None, outcome_unknown: false, ..failure.clone() };
                 lost.push(Outcome { op, result: Err(failure) });
             }
             _ => left.push(op),
@@ -386,7 +379,7 @@ impl Outcome {
 
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
-        Failure { class, reason, stop: None, asked: false, outcome_unknown: false, wait: None }
+        Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
     }
 
     fn busy() -> Failure {
@@ -416,7 +409,7 @@ impl Failure {
                 (Class::Error, None)
             }
         };
-        Failure { class, reason, stop, asked: true, outcome_unknown, wait }
+        Failure { class, reason, stop, outcome_unknown, wait }
     }
 }
 

@@ -45,11 +45,11 @@ pub(super) fn is_touch(op: &Op) -> bool {
     op.action == Action::Attributes && op.stat.kind.is_dir()
 }
 
-/// What the operations did disturb: also one that failed may have.
+/// What the operations did disturb: also one of an unknown outcome may have.
 pub(super) fn disturbed(outcomes: &[Outcome]) -> Dirs {
     let of_outcome = |o: &Outcome| {
         let (itself, was_made) = (o.op.path.clone(), o.result.is_ok());
-        let may_have = o.result.as_ref().map_or_else(|failure| failure.asked, |done| done.sent);
+        let may_have = o.result.as_ref().map_or_else(|failure| failure.outcome_unknown, |done| done.sent);
         let dirs = around(&o.op).filter(move |(_, dir)| may_have && (was_made || *dir != itself));
         dirs.collect::<Vec<_>>()
     };
@@ -132,12 +132,13 @@ impl Run<'_> {
         &mut self,
         closed: &mut Vec<(CatalogRoot, Key)>,
         touched: Vec<(CatalogRoot, Key)>,
+        unknown: &[(CatalogRoot, Key)],
         changes: &mut Vec<Change>,
     ) {
         let Touch { named, disturbed, gone, failed, intents } = std::mem::take(&mut self.touch);
         let keys = |dirs: Dirs| dirs.into_iter().filter_map(|(root, dir)| self.key_of_dir(root, &dir));
         closed.extend(keys(named));
-        let open: BTreeSet<_> = keys(disturbed).chain(intents.iter().cloned()).collect();
+        let open: BTreeSet<_> = keys(disturbed).chain(intents.iter().chain(unknown).cloned()).collect();
         closed.retain(|key| !open.contains(key));
         closed.extend(touched);
         let not_set: Vec<_> = failed.iter().filter_map(|o| self.key_of_dir(o.root, &o.path)).collect();
