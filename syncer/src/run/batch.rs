@@ -446,8 +446,8 @@ mod tests {
 
     use super::*;
     use crate::catalog::CatalogRoot;
-    use crate::tree::Tree;
     use crate::tree::proven::ProvenTree;
+    use crate::tree::{Look, Tree};
 
     const HOLDS: Holds =
         Holds { all_kinds: true, attributes: true, hard_links: true, writers: false, nanoseconds: true };
