@@ -4,4 +4,5 @@
 
 pub mod disk;
 pub mod fate;
+pub mod machine;
 pub mod random;

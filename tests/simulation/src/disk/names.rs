@@ -73,7 +73,14 @@ impl Disk {
     pub fn link_open(&mut self, fd: Fd, new: &[u8]) -> Result<()> {
         let open = self.open_file(fd)?;
         let (id, unlinked) = (open.id, self.inode(open.id)?.links.is_empty() && !open.unnamed);
-        if unlinked { Err(Errno::NOENT) } else { self.link_inode(id, new) }
+        if unlinked {
+            return Err(Errno::NOENT);
+        }
+        self.link_inode(id, new)?;
+        if let Some(open) = self.open.get_mut(&fd) {
+            open.unnamed = false;
+        }
+        Ok(())
     }
 
     fn link_inode(&mut self, id: Id, new: &[u8]) -> Result<()> {
