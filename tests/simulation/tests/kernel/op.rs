@@ -11,7 +11,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use simulation::disk::{Disk, Fd, FsKind, How, Kind, join};
+use simulation::disk::{Disk, Fd, FsKind, How, Id, Kind, join};
 use simulation::random::Random;
 
 use crate::sys;
@@ -60,7 +60,7 @@ pub type Slots = [Option<(Fd, File)>; SLOTS];
 pub fn draw(random: &mut Random, disk: &Disk, slots: &Slots) -> Op {
     loop {
         let op = draw_any(random, disk, slots);
-        if is_played(&op, disk) {
+        if is_played(&op, disk, slots) {
             return op;
         }
     }
@@ -124,16 +124,28 @@ fn draw_any(random: &mut Random, disk: &Disk, slots: &Slots) -> Op {
 }
 
 /// False for what would block (a fifo), or be done to where a symlink leads.
-fn is_played(op: &Op, disk: &Disk) -> bool {
+fn is_played(op: &Op, disk: &Disk, slots: &Slots) -> bool {
     let kind = |path: &Bytes| disk.stat_at(path).ok().map(|stat| stat.kind);
     match op {
         Op::Put(path, _) | Op::Open(_, path, _) => kind(path) != Some(Kind::Fifo),
         Op::Truncate(path, _) | Op::Chmod(path, _) => kind(path) != Some(Kind::Symlink),
         // The program looks at the path before it asks the kernel.
-        Op::Subvolume(path) | Op::Snapshot(_, path) => kind(path).is_none(),
-        // A subvolume ends with the program, which waits for nothing that is open in it.
+        Op::Subvolume(path) => kind(path).is_none(),
+        // In the place of a subvolume the copy of what holds it has an empty directory, which all share one number.
+        Op::Snapshot(of, path) => kind(path).is_none() && !holds_subvolumes(disk, of),
+        // The link count of what is open there would differ.
+        Op::DeleteSubvolume(path) => {
+            let root = disk.lookup(path).unwrap().root;
+            !slots.iter().flatten().any(|(fd, _)| disk.opened_id(*fd).unwrap().root == root)
+        }
         _ => true,
     }
+}
+
+fn holds_subvolumes(disk: &Disk, path: &Bytes) -> bool {
+    let top = disk.lookup(path).unwrap();
+    let is_outside = |id: &Id| id.root != top.root;
+    disk.all().any(|inode| inode.id.root == top.root && inode.entries.values().any(is_outside))
 }
 
 /// The bytes that are written by the n-th operation.
