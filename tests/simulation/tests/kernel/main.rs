@@ -14,8 +14,10 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use shared::entry::Handle;
 use simulation::disk::{Disk, FsKind, Kind, Listing, Stat, join};
 use simulation::machine::{GroupId, Machine};
@@ -23,14 +25,15 @@ use simulation::random::Random;
 use tests::mount::{LoopFs, available};
 use tracker::intake::fanotify::{GROUP_FLAGS, MARK_MASK};
 use tracker::intake::records::{HandleRef, Named, Record, Records};
-use tracker::intake::sys::{fanotify_init, fanotify_mark, name_to_handle};
+use tracker::intake::sys::{fanotify_init, fanotify_mark, name_to_handle, open_by_handle};
 
 use op::{Op, Slots, draw, full};
 
 const CHUNKS: u64 = 60;
 const OPS_MAX: u64 = 40;
 /// More than the queue of one chunk can hold.
-const READ_BYTES: usize = 1 << 20;
+const READ_BYTES: usize = 4 << 20;
+const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
 /// First of the numbers of other processes, in the model.
 const FOREIGN_PID: u32 = 1 << 30;
 
@@ -86,7 +89,7 @@ impl Both {
         machine.act(1, 1, |disk| disk.mkdir(b"mnt", 0o755)).unwrap().unwrap();
         let dev = machine.plug(Disk::new(kind, "data", 0));
         machine.mount(dev, b"/mnt", b"").unwrap();
-        let group = machine.new_group(1, 16_384);
+        let group = machine.new_group(1, queue_max());
         machine.mark(group, dev).unwrap();
         let slots = Slots::default();
         let (handles, times) = (Handles::default(), BTreeMap::new());
@@ -97,25 +100,35 @@ impl Both {
         self.machine.disk(self.dev).unwrap()
     }
 
+    fn play(&mut self, op: Op) {
+        self.ops += 1;
+        self.machine.pass_time(1_000);
+        let pid = if op.is_foreign() { FOREIGN_PID + self.ops as u32 } else { std::process::id() };
+        let (top, slots, n) = (self.fs.path(), &mut self.slots, self.ops);
+        self.machine.act(pid, self.dev, |disk| op.both(disk, &top, slots, n)).unwrap();
+        self.played.push(op);
+    }
+
     fn chunk(&mut self, random: &mut Random) {
         self.played.clear();
         for _ in 0..=random.below(OPS_MAX) {
             let op = draw(random, self.disk(), &self.slots);
-            self.ops += 1;
-            self.machine.pass_time(1_000);
-            let pid = if op.is_foreign() { FOREIGN_PID + self.ops as u32 } else { std::process::id() };
-            let (top, slots, n) = (self.fs.path(), &mut self.slots, self.ops);
-            self.machine.act(pid, self.dev, |disk| op.both(disk, &top, slots, n)).unwrap();
-            self.played.push(op);
+            self.play(op);
         }
-        self.compare_events();
+        self.compare_events(READ_BYTES);
         self.compare_tree();
+        self.compare_handles();
     }
 
-    fn compare_events(&mut self) {
-        let model = self.machine.read(self.group, READ_BYTES).unwrap_or_default();
-        let mut real = vec![0; READ_BYTES];
-        let len = rustix::io::read(&self.real_group, &mut real[..]).unwrap_or_default();
+    /// What one read gives.
+    fn compare_events(&mut self, max_bytes: usize) {
+        let queued = self.machine.queue(self.group).unwrap().fionread();
+        assert_eq!(queued, rustix::io::ioctl_fionread(&self.real_group).unwrap());
+        let model = self.machine.read(self.group, max_bytes);
+        let mut real = vec![0; max_bytes];
+        let len = rustix::io::read(&self.real_group, &mut real[..]);
+        assert_eq!(model.as_ref().err(), len.as_ref().err());
+        let (model, len) = (model.unwrap_or_default(), len.unwrap_or_default());
         let model: Vec<Record<'_>> = Records::new(&model).map(Result::unwrap).collect();
         let real: Vec<Record<'_>> = Records::new(&real[..len]).map(Result::unwrap).collect();
         let mut agree = model.len() == real.len();
@@ -164,6 +177,25 @@ impl Both {
             todo.extend(model.iter().map(|name| join(&path, name)));
         }
         assert_eq!(self.disk().list(self.disk().top(), Listing::Whole).1, Ok(()));
+    }
+
+    /// Whether each handle that ever was leads somewhere, and how many names there are.
+    fn compare_handles(&self) {
+        let top = File::open(self.fs.path()).unwrap();
+        for (model, real) in &self.handles.model {
+            let disk = self.disk();
+            let model = disk.open_by_handle(model).and_then(|id| disk.stat(id)).map(|stat| stat.nlink);
+            let opened = open_by_handle(top.as_fd(), real, libc::O_PATH);
+            let opened = opened.map_err(|e| Errno::from_io_error(&e).unwrap());
+            let real = opened.map(|fd| rustix::fs::fstat(fd).unwrap());
+            // The name of an open file keeps the directory in memory that it was in, and those above.
+            let kept = |stat: &rustix::fs::Stat| {
+                stat.st_nlink == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            };
+            if model != Err(Errno::STALE) || !real.as_ref().is_ok_and(kept) {
+                assert_eq!(model, real.map(|stat| stat.st_nlink));
+            }
+        }
     }
 
     fn compare_inode(&mut self, path: &[u8], real: &Path) {
@@ -223,13 +255,17 @@ fn line(record: &Record<'_>) -> String {
     format!("{:x}{names}{target}", record.mask)
 }
 
+/// A program that another test starts has what is open here until it runs, and closes it later than this one.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn play(kind: &str) {
     if !available(kind) {
         return;
     }
-    // A program that another test starts has what is open here until it runs, and closes it later than this one.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let given = std::env::var("SIMULATION_SEED").ok().map(|seed| seed.parse().unwrap());
     for seed in given.map_or(1..=4, |seed: u64| seed..=seed) {
         eprintln!("{kind}: SIMULATION_SEED={seed}");
@@ -238,6 +274,30 @@ fn play(kind: &str) {
         (0..CHUNKS).for_each(|_| both.chunk(&mut random));
         eprintln!("{} operations", both.ops);
     }
+}
+
+fn queue_max() -> u64 {
+    std::fs::read_to_string(QUEUE_MAX_FILE).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_full_queue_does_what_the_model_does() {
+    if !available("ext4") || queue_max() > 100_000 {
+        return;
+    }
+    let _alone = alone();
+    let mut both = Both::new("ext4");
+    let mkdir = |both: &mut Both, from: u64, count: u64| {
+        (from..from + count).for_each(|n| both.play(Op::Mkdir(n.to_string().into_bytes())));
+    };
+    mkdir(&mut both, 0, queue_max() + 3);
+    // One event is too long for the first, and two for the second.
+    [30, 100, 100].into_iter().for_each(|bytes| both.compare_events(bytes));
+    mkdir(&mut both, 1_000_000, 3);
+    both.compare_events(READ_BYTES);
+    mkdir(&mut both, 2_000_000, 3);
+    both.compare_events(READ_BYTES);
+    both.compare_events(READ_BYTES);
 }
 
 #[test]
