@@ -16,7 +16,6 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::FileType;
 use rustix::io::Errno;
 use shared::entry::Handle;
 use simulation::disk::{Disk, FsKind, Kind, Listing, Stat, join};
@@ -31,6 +30,8 @@ use op::{Op, Slots, draw, full};
 
 const CHUNKS: u64 = 60;
 const OPS_MAX: u64 = 40;
+/// Of some chunks, of which much is merged.
+const OPS_UNREAD: u64 = 600;
 /// More than the queue of one chunk can hold.
 const READ_BYTES: usize = 4 << 20;
 const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
@@ -111,13 +112,16 @@ impl Both {
 
     fn chunk(&mut self, random: &mut Random) {
         self.played.clear();
-        for _ in 0..=random.below(OPS_MAX) {
+        let max = if random.one_in(10) { OPS_UNREAD } else { OPS_MAX };
+        for _ in 0..=random.below(max) {
             let op = draw(random, self.disk(), &self.slots);
             self.play(op);
         }
         self.compare_events(READ_BYTES);
         self.compare_tree();
-        self.compare_handles();
+        if random.one_in(10) {
+            self.compare_handles();
+        }
     }
 
     /// What one read gives.
@@ -187,13 +191,11 @@ impl Both {
             let model = disk.open_by_handle(model).and_then(|id| disk.stat(id)).map(|stat| stat.nlink);
             let opened = open_by_handle(top.as_fd(), real, libc::O_PATH);
             let opened = opened.map_err(|e| Errno::from_io_error(&e).unwrap());
-            let real = opened.map(|fd| rustix::fs::fstat(fd).unwrap());
-            // The name of an open file keeps the directory in memory that it was in, and those above.
-            let kept = |stat: &rustix::fs::Stat| {
-                stat.st_nlink == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-            };
-            if model != Err(Errno::STALE) || !real.as_ref().is_ok_and(kept) {
-                assert_eq!(model, real.map(|stat| stat.st_nlink));
+            let real = opened.map(|fd| rustix::fs::fstat(fd).unwrap().st_nlink);
+            // What is deleted can stay in memory: the name of an open file keeps the directory that it was in and those
+            // above, and btrfs is late to let go of what it writes out.
+            if (model, real) != (Err(Errno::STALE), Ok(0)) {
+                assert_eq!(model, real);
             }
         }
     }
@@ -267,7 +269,7 @@ fn play(kind: &str) {
     }
     let _alone = alone();
     let given = std::env::var("SIMULATION_SEED").ok().map(|seed| seed.parse().unwrap());
-    for seed in given.map_or(1..=4, |seed: u64| seed..=seed) {
+    for seed in given.map_or(1..=3, |seed: u64| seed..=seed) {
         eprintln!("{kind}: SIMULATION_SEED={seed}");
         let mut random = Random::new(seed);
         let mut both = Both::new(kind);
