@@ -2,11 +2,13 @@
 //! that is not ours, before anything is written to it.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs::{OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -88,8 +90,38 @@ pub enum Mode {
     Reader,
 }
 
-/// Opens `path` whose schema is `migrations`. In [`Mode::Owner`] the file is made with mode 0660 if it is missing.
-pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection, DatabaseError> {
+/// The tables of a file, one migration per version.
+#[derive(Debug)]
+pub struct Schema<'m> {
+    migrations: &'m [M<'m>],
+    /// The text of the versions that were asked for: to make it takes longer than the rest of opening a file.
+    texts: Mutex<BTreeMap<usize, Arc<[String]>>>,
+}
+
+impl<'m> Schema<'m> {
+    pub const fn new(migrations: &'m [M<'m>]) -> Schema<'m> {
+        Schema { migrations, texts: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// What a file of this version has; `path` is for errors.
+    fn text(&self, version: usize, path: &Path) -> Result<Arc<[String]>, DatabaseError> {
+        let mut texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = texts.get(&version) {
+            return Ok(Arc::clone(text));
+        }
+        let fail = |source| DatabaseError::new(path, "read the schema", source);
+        let mut model = Connection::open_in_memory().map_err(fail)?;
+        if version > 0 {
+            migrate(path, &mut model, &self.migrations[..version])?;
+        }
+        let text: Arc<[String]> = text_of(&model).map_err(fail)?.into();
+        texts.insert(version, Arc::clone(&text));
+        Ok(text)
+    }
+}
+
+/// Opens `path` with this schema. In [`Mode::Owner`] the file is made with mode 0660 if it is missing.
+pub fn open(path: &Path, schema: &Schema<'_>, mode: Mode) -> Result<Connection, DatabaseError> {
     if mode == Mode::Owner {
         make_file(path).map_err(|source| DatabaseError::Open { path: path.to_owned(), source })?;
     }
@@ -102,7 +134,7 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
     let mut conn = Connection::open_with_flags(path, flags).map_err(fail)?;
     conn.busy_timeout(BUSY_TIMEOUT).map_err(fail)?;
     harden(&conn).map_err(fail)?;
-    let known = migrations.len() as i64;
+    let known = schema.migrations.len() as i64;
     // Until it is known to be ours nothing is written to it, at the end neither.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fail)?;
     let found: i64 = conn.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(fail)?;
@@ -110,7 +142,7 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
         return Err(DatabaseError::Newer { path: path.to_owned(), found, known });
     }
     let before = usize::try_from(found).unwrap_or(0);
-    compare_schema(path, &conn, &migrations[..before])?;
+    compare_schema(path, &conn, schema, before)?;
     if found < known && mode != Mode::Owner {
         let what = format!("schema version {found}, {known} is needed");
         return Err(DatabaseError::Foreign { path: path.to_owned(), what });
@@ -119,7 +151,7 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
     if mode != Mode::Reader {
         conn.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
         conn.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
-        migrate(path, &mut conn, migrations)?;
+        migrate(path, &mut conn, schema.migrations)?;
     }
     Ok(conn)
 }
@@ -128,10 +160,10 @@ pub fn open(path: &Path, migrations: &[M<'_>], mode: Mode) -> Result<Connection,
 /// user of it may have changed that since.
 #[derive(Debug)]
 pub struct Watch {
-    migrations: &'static [M<'static>],
+    schema: &'static Schema<'static>,
     file: (u64, u64),
     /// SQLite counts the changes of the schema.
-    schema: Cell<i64>,
+    changes: Cell<i64>,
 }
 
 impl Watch {
@@ -139,11 +171,11 @@ impl Watch {
     pub fn new(
         path: &Path,
         conn: &Connection,
-        migrations: &'static [M<'static>],
+        schema: &'static Schema<'static>,
     ) -> Result<Watch, DatabaseError> {
         let file = identity(path).map_err(|source| DatabaseError::Open { path: path.to_owned(), source })?;
         // Whatever it is: the first transaction compares.
-        let watch = Watch { migrations, file, schema: Cell::new(-1) };
+        let watch = Watch { schema, file, changes: Cell::new(-1) };
         watch.check(path, conn)?;
         Ok(watch)
     }
@@ -153,12 +185,12 @@ impl Watch {
         if identity(path).ok() != Some(self.file) {
             return Err(DatabaseError::Replaced { path: path.to_owned() });
         }
-        let schema =
+        let changes =
             conn.prepare_cached("PRAGMA schema_version").and_then(|mut s| s.query_row([], |r| r.get(0)));
-        let schema = schema.map_err(|e| DatabaseError::new(path, "read the schema", e))?;
-        if schema != self.schema.get() {
-            compare_schema(path, conn, self.migrations)?;
-            self.schema.set(schema);
+        let changes = changes.map_err(|e| DatabaseError::new(path, "read the schema", e))?;
+        if changes != self.changes.get() {
+            compare_schema(path, conn, self.schema, self.schema.migrations.len())?;
+            self.changes.set(changes);
         }
         Ok(())
     }
@@ -220,14 +252,15 @@ fn migrate(path: &Path, conn: &mut Connection, migrations: &[M<'_>]) -> Result<(
     })
 }
 
-fn compare_schema(path: &Path, conn: &Connection, migrations: &[M<'_>]) -> Result<(), DatabaseError> {
-    let fail = |source| DatabaseError::new(path, "read the schema", source);
-    let mut model = Connection::open_in_memory().map_err(fail)?;
-    if !migrations.is_empty() {
-        migrate(path, &mut model, migrations)?;
-    }
-    let (expected, found) = (schema(&model).map_err(fail)?, schema(conn).map_err(fail)?);
-    if expected == found {
+fn compare_schema(
+    path: &Path,
+    conn: &Connection,
+    schema: &Schema<'_>,
+    version: usize,
+) -> Result<(), DatabaseError> {
+    let expected = schema.text(version, path)?;
+    let found = text_of(conn).map_err(|source| DatabaseError::new(path, "read the schema", source))?;
+    if *expected == *found {
         return Ok(());
     }
     let odd = found.iter().find(|t| !expected.contains(t)).or(expected.iter().find(|t| !found.contains(t)));
@@ -235,7 +268,7 @@ fn compare_schema(path: &Path, conn: &Connection, migrations: &[M<'_>]) -> Resul
     Err(DatabaseError::Foreign { path: path.to_owned(), what })
 }
 
-fn schema(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+fn text_of(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     // sqlite_stat tables come from ANALYZE and change nothing.
     let sql = "SELECT coalesce(sql, type || ' ' || name) FROM sqlite_schema
                WHERE name NOT LIKE 'sqlite_stat%' ORDER BY type, name";
@@ -248,7 +281,10 @@ fn schema(conn: &Connection) -> rusqlite::Result<Vec<String>> {
 mod tests {
     use super::*;
 
-    const SCHEMA: &[M<'static>] = &[M::up("CREATE TABLE t(a INTEGER)")];
+    const FIRST: M<'static> = M::up("CREATE TABLE t(a INTEGER)");
+    const NEXT: M<'static> = M::up("CREATE TABLE u(b INTEGER)");
+    static SCHEMA: Schema<'static> = Schema::new(const { &[FIRST] });
+    static NEWER: Schema<'static> = Schema::new(const { &[FIRST, NEXT] });
 
     fn read(path: &Path) -> Vec<u8> {
         std::fs::read(path).unwrap()
@@ -260,7 +296,7 @@ mod tests {
         let path = dir.path().join("journal.db");
         std::fs::write(&path, "my diary\n".repeat(200)).unwrap();
         let before = read(&path);
-        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        let error = open(&path, &SCHEMA, Mode::Owner).unwrap_err();
         assert!(matches!(error, DatabaseError::NotSqlite { .. }), "{error}");
         assert!(error.to_string().contains("journal.db"));
         assert_eq!(read(&path), before);
@@ -271,10 +307,9 @@ mod tests {
     fn a_newer_schema_is_named_and_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
-        open(&path, newer, Mode::Owner).unwrap().close().unwrap();
+        open(&path, &NEWER, Mode::Owner).unwrap().close().unwrap();
         let before = read(&path);
-        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        let error = open(&path, &SCHEMA, Mode::Owner).unwrap_err();
         assert!(matches!(error, DatabaseError::Newer { found: 2, known: 1, .. }), "{error}");
         assert_eq!(read(&path), before);
     }
@@ -283,11 +318,11 @@ mod tests {
     fn a_planted_trigger_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        open(&path, SCHEMA, Mode::Owner).unwrap();
+        open(&path, &SCHEMA, Mode::Owner).unwrap();
         let other = Connection::open(&path).unwrap();
         other.execute_batch("CREATE TRIGGER x BEFORE INSERT ON t BEGIN SELECT RAISE(IGNORE); END").unwrap();
         drop(other);
-        let error = open(&path, SCHEMA, Mode::Owner).unwrap_err();
+        let error = open(&path, &SCHEMA, Mode::Owner).unwrap_err();
         assert!(matches!(error, DatabaseError::Foreign { .. }), "{error}");
     }
 
@@ -297,7 +332,7 @@ mod tests {
         let path = dir.path().join("firefox.db");
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE bookmarks(x)").unwrap();
         let before = read(&path);
-        assert!(matches!(open(&path, SCHEMA, Mode::Owner), Err(DatabaseError::Foreign { .. })));
+        assert!(matches!(open(&path, &SCHEMA, Mode::Owner), Err(DatabaseError::Foreign { .. })));
         assert_eq!(read(&path), before);
     }
 
@@ -308,8 +343,7 @@ mod tests {
         let foreign = "CREATE TABLE bookmarks(x); PRAGMA user_version = 1";
         Connection::open(&path).unwrap().execute_batch(foreign).unwrap();
         let before = read(&path);
-        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
-        for known in [SCHEMA, newer] {
+        for known in [&SCHEMA, &NEWER] {
             let error = open(&path, known, Mode::Owner).unwrap_err();
             assert!(matches!(error, DatabaseError::Foreign { .. }), "{error}");
             assert!(error.to_string().contains("bookmarks"), "{error}");
@@ -321,14 +355,14 @@ mod tests {
     fn a_migration_that_fails_leaves_the_file_as_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        open(&path, SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
+        open(&path, &SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
         let newer = [
-            SCHEMA[0].clone(),
+            FIRST,
             M::up("CREATE TABLE u(b INTEGER); DELETE FROM t"),
             M::up("INSERT INTO nowhere VALUES (1)"),
         ];
-        assert!(open(&path, &newer, Mode::Owner).is_err());
-        let conn = open(&path, SCHEMA, Mode::Owner).unwrap();
+        assert!(open(&path, &Schema::new(&newer), Mode::Owner).is_err());
+        let conn = open(&path, &SCHEMA, Mode::Owner).unwrap();
         assert_eq!(conn.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
     }
 
@@ -336,7 +370,7 @@ mod tests {
     fn a_guest_makes_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        assert!(open(&path, SCHEMA, Mode::Guest).is_err());
+        assert!(open(&path, &SCHEMA, Mode::Guest).is_err());
         assert!(!path.exists());
     }
 
@@ -344,10 +378,10 @@ mod tests {
     fn a_reader_changes_nothing_and_sees_what_others_commit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        assert!(open(&path, SCHEMA, Mode::Reader).is_err());
+        assert!(open(&path, &SCHEMA, Mode::Reader).is_err());
         assert!(!path.exists());
-        let owner = open(&path, SCHEMA, Mode::Owner).unwrap();
-        let reader = open(&path, SCHEMA, Mode::Reader).unwrap();
+        let owner = open(&path, &SCHEMA, Mode::Owner).unwrap();
+        let reader = open(&path, &SCHEMA, Mode::Reader).unwrap();
         owner.execute("INSERT INTO t VALUES (7)", []).unwrap();
         assert_eq!(reader.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
         assert!(reader.execute("INSERT INTO t VALUES (8)", []).is_err());
@@ -355,7 +389,7 @@ mod tests {
         let before = read(&path);
         drop(reader);
         assert_eq!(read(&path), before, "the last one to leave writes nothing back");
-        let alone = open(&path, SCHEMA, Mode::Reader).unwrap();
+        let alone = open(&path, &SCHEMA, Mode::Reader).unwrap();
         assert_eq!(alone.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
     }
 
@@ -363,9 +397,8 @@ mod tests {
     fn an_older_file_is_migrated_forward() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal.db");
-        open(&path, SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
-        let newer = &[SCHEMA[0].clone(), M::up("CREATE TABLE u(b INTEGER)")];
-        let conn = open(&path, newer, Mode::Owner).unwrap();
+        open(&path, &SCHEMA, Mode::Owner).unwrap().execute("INSERT INTO t VALUES (7)", []).unwrap();
+        let conn = open(&path, &NEWER, Mode::Owner).unwrap();
         assert_eq!(conn.query_row("SELECT a FROM t", [], |r| r.get::<_, i64>(0)).unwrap(), 7);
     }
 }

@@ -21,7 +21,7 @@ use crate::credentials::{Credentials, CredentialsError, Environment};
 use crate::leg::b2::store::B2Store;
 use crate::leg::dir::{DirStore, Setup};
 use crate::leg::{Problem, Store, StoreError};
-use crate::run::{MakeStore, OpenTree, Parts, Progress, Tracker, Wish, database_exit};
+use crate::run::{MakeStore, OpenTree, Parts, Progress, Threads, Tracker, Wish, database_exit};
 use crate::tree::Tree;
 use crate::tree::proven::ProvenTree;
 
@@ -106,6 +106,7 @@ pub fn parts(
         make_store: make_store(config, leg, environment, clock.clone())?,
         tracker: Box::new(LiveTracker { config: config.clone() }),
         clock,
+        threads: Threads::Many,
         progress,
         stop,
         wish: Wish::default(),

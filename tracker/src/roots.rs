@@ -11,8 +11,9 @@ use shared::identity::{Attachment, Identity};
 use shared::journal::{RootId, RootState};
 use shared::rules::Rules;
 
+use crate::host::Host;
 use crate::intake::sys;
-use crate::mounts::{self, Mount};
+use crate::mounts;
 
 /// A root as the tracker goes by it.
 #[derive(Debug, Clone)]
@@ -31,8 +32,8 @@ pub struct TrackedRoot {
 
 /// An open root directory that is what it should be. Held only while marking: it makes umount(8) fail.
 #[derive(Debug)]
-pub struct OpenRoot {
-    pub fd: OwnedFd,
+pub struct OpenRoot<D = OwnedFd> {
+    pub fd: D,
     pub attachment: Attachment,
     pub identity: Identity,
     pub handle: Option<Handle>,
@@ -40,8 +41,8 @@ pub struct OpenRoot {
 
 /// What was found at a root's path.
 #[derive(Debug)]
-pub enum Found {
-    Ok(OpenRoot),
+pub enum Found<D = OwnedFd> {
+    Ok(OpenRoot<D>),
     Not { state: RootState, why: String },
 }
 
@@ -65,39 +66,26 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
     /// STATX_MNT_ID_UNIQUE: unlike the number in mountinfo it is given once.
-    mount: u64,
-    dev: (u32, u32),
-    inode: u64,
+    pub mount: u64,
+    pub dev: (u32, u32),
+    pub inode: u64,
 }
 
-/// STATX_MNT_ID_UNIQUE of statx(2), since Linux 6.8.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
 impl TrackedRoot {
-    /// Without opening the directory, which would make an unmount fail, and without asking a far server. `None` on
-    /// kernels that cannot tell.
-    pub fn standing(&self) -> Option<Standing> {
-        let wanted = StatxFlags::INO | MNT_ID_UNIQUE;
-        let stat = rustix::fs::statx(rustix::fs::CWD, &self.path, AtFlags::STATX_DONT_SYNC, wanted).ok()?;
-        let told = stat.stx_mask & MNT_ID_UNIQUE.bits() != 0;
-        let dev = (stat.stx_dev_major, stat.stx_dev_minor);
-        told.then_some(Standing { mount: stat.stx_mnt_id, dev, inode: stat.stx_ino })
-    }
-
     /// Opens the directory and compares it with what is expected.
-    pub fn look(&self) -> Found {
+    pub fn look<H: Host>(&self, host: &H) -> Found<H::Dir> {
         let not = |state, why| Found::Not { state, why };
-        let fd = match open_dir(&self.path) {
-            Ok(fd) => fd,
+        let dir = match host.open_dir(&self.path) {
+            Ok(dir) => dir,
             Err(e) => return not(RootState::Missing, format!("{}: {e}", self.path.display())),
         };
-        let (identity, attachment) = match Identity::of(&fd) {
-            Ok(seen) => seen,
-            Err(e) => return not(RootState::Failing, e.to_string()),
+        let open = match host.identify(dir) {
+            Ok(open) => open,
+            Err(e) => return not(RootState::Failing, e),
         };
         if let Some(expected) = &self.expected {
-            let differences = expected.differences(&identity);
-            if self.is_mount && !differences.is_empty() && !is_mount_point(&self.path) {
+            let differences = expected.differences(&open.identity);
+            if self.is_mount && !differences.is_empty() && !host.is_mount_point(&self.path) {
                 return not(
                     RootState::Missing,
                     format!("nothing is mounted at {} ({expected} expected)", self.path.display()),
@@ -107,22 +95,23 @@ impl TrackedRoot {
                 return not(RootState::Replaced, format!("{}: {first}", self.path.display()));
             }
         }
-        let handle = sys::name_to_handle(fd.as_fd(), c"").ok();
-        Found::Ok(OpenRoot { fd, attachment, identity, handle })
+        Found::Ok(open)
     }
 
     /// The check at start: what can never become a root is an error, what is only not there yet is not if its
     /// identity is configured.
-    pub fn check_at_start(&mut self) -> Result<Option<Attachment>, RootError> {
+    pub fn check_at_start(&mut self, host: &impl Host) -> Result<Option<Attachment>, RootError> {
         let name = self.name.clone();
         let path = self.path.clone();
-        match std::fs::metadata(&self.path) {
-            Ok(meta) if !meta.is_dir() => return Err(RootError::NotADirectory { name, path }),
+        let is_dir = host.is_dir(&self.path);
+        let is_there = is_dir.is_ok();
+        match is_dir {
+            Ok(false) => return Err(RootError::NotADirectory { name, path }),
             Err(source) if self.expected.is_none() => return Err(RootError::Open { name, path, source }),
             _ => {}
         }
-        self.is_mount = is_mount_point(&self.path) || (self.expected.is_some() && !self.path.exists());
-        match self.look() {
+        self.is_mount = host.is_mount_point(&self.path) || (self.expected.is_some() && !is_there);
+        match self.look(host) {
             Found::Ok(open) => {
                 self.expected.get_or_insert(open.identity);
                 Ok(Some(open.attachment))
@@ -130,11 +119,6 @@ impl TrackedRoot {
             Found::Not { .. } => Ok(None),
         }
     }
-}
-
-fn is_mount_point(path: &Path) -> bool {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    mounts::read().unwrap_or_default().iter().any(|m: &Mount| m.point == real)
 }
 
 /// A directory of our own: its content is never reported.
@@ -166,6 +150,7 @@ impl OwnDir {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::host::Linux;
 
     pub fn root(id: i64, path: &Path, exclude: &[&str]) -> TrackedRoot {
         let exclude: Vec<String> = exclude.iter().map(|s| s.to_string()).collect();
@@ -182,40 +167,40 @@ pub mod tests {
 
     #[test]
     fn a_directory_made_anew_at_the_same_path_is_replaced_and_one_taken_away_missing() {
-        let dir = tempfile::tempdir().unwrap();
+        let (host, dir) = (Linux::default(), tempfile::tempdir().unwrap());
         let path = dir.path().join("r");
         std::fs::create_dir(&path).unwrap();
         let mut root = root(1, &path, &[]);
-        assert!(root.check_at_start().unwrap().is_some());
-        assert!(matches!(root.look(), Found::Ok(_)));
+        assert!(root.check_at_start(&host).unwrap().is_some());
+        assert!(matches!(root.look(&host), Found::Ok(_)));
         std::fs::remove_dir(&path).unwrap();
-        assert!(matches!(root.look(), Found::Not { state: RootState::Missing, .. }));
+        assert!(matches!(root.look(&host), Found::Not { state: RootState::Missing, .. }));
         std::fs::create_dir(&path).unwrap();
-        assert!(matches!(root.look(), Found::Not { state: RootState::Replaced, .. }));
+        assert!(matches!(root.look(&host), Found::Not { state: RootState::Replaced, .. }));
     }
 
     #[test]
     fn a_root_that_is_made_anew_stands_elsewhere() {
-        let dir = tempfile::tempdir().unwrap();
+        let (host, dir) = (Linux::default(), tempfile::tempdir().unwrap());
         let path = dir.path().join("r");
         std::fs::create_dir(&path).unwrap();
         let root = root(1, &path, &[]);
-        let before = root.standing();
-        assert_eq!(root.standing(), before);
+        let before = host.standing(&root.path);
+        assert_eq!(host.standing(&root.path), before);
         std::fs::rename(&path, dir.path().join("old")).unwrap();
-        assert_eq!(root.standing(), None);
+        assert_eq!(host.standing(&root.path), None);
         std::fs::create_dir(&path).unwrap();
-        assert!(before.is_none() || root.standing() != before);
+        assert!(before.is_none() || host.standing(&root.path) != before);
     }
 
     #[test]
     fn a_file_and_nothing_at_all_are_errors_that_name_the_root() {
-        let dir = tempfile::tempdir().unwrap();
+        let (host, dir) = (Linux::default(), tempfile::tempdir().unwrap());
         let file = dir.path().join("f");
         std::fs::write(&file, "").unwrap();
-        let error = root(1, &file, &[]).check_at_start().unwrap_err().to_string();
+        let error = root(1, &file, &[]).check_at_start(&host).unwrap_err().to_string();
         assert!(error.contains("r1") && error.contains("not a directory"), "{error}");
-        let error = root(1, &dir.path().join("none"), &[]).check_at_start().unwrap_err().to_string();
+        let error = root(1, &dir.path().join("none"), &[]).check_at_start(&host).unwrap_err().to_string();
         assert!(error.contains("none") && error.contains("path"), "{error}");
     }
 }

@@ -78,7 +78,7 @@ pub struct Journal {
 impl Journal {
     /// For the tracker: made if it is missing.
     pub fn create_or_open(path: &Path) -> Result<Journal, DatabaseError> {
-        let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
+        let mut conn = database::open(path, &schema::SCHEMA, Mode::Owner)?;
         let id: [u8; 16] = rand::random();
         let name = "INSERT OR IGNORE INTO meta(one, journal_id, floor, head) VALUES (1, ?1, 0, 0)";
         database::write(&mut conn, path, None, "name the journal", |tx| tx.execute(name, params![id]))?;
@@ -87,13 +87,13 @@ impl Journal {
 
     /// For people: it must be there, and nothing of it changes.
     pub fn open_to_read(path: &Path) -> Result<Journal, DatabaseError> {
-        let conn = database::open(path, schema::MIGRATIONS, Mode::Reader)?;
+        let conn = database::open(path, &schema::SCHEMA, Mode::Reader)?;
         Self::identified(conn, path)
     }
 
     /// For legs: it must be there.
     pub fn open(path: &Path) -> Result<Journal, DatabaseError> {
-        let conn = database::open(path, schema::MIGRATIONS, Mode::Guest)?;
+        let conn = database::open(path, &schema::SCHEMA, Mode::Guest)?;
         Self::identified(conn, path)
     }
 
@@ -101,7 +101,7 @@ impl Journal {
         let id = conn
             .query_row("SELECT journal_id FROM meta", [], |r| r.get(0))
             .map_err(|e| DatabaseError::new(path, "read the journal's id", e))?;
-        let watch = Watch::new(path, &conn, schema::MIGRATIONS)?;
+        let watch = Watch::new(path, &conn, &schema::SCHEMA)?;
         Ok(Journal { conn, path: path.to_owned(), watch, id: JournalId(id) })
     }
 

@@ -2,9 +2,13 @@
 
 use rusqlite_migration::M;
 
+use crate::database::Schema;
+
+pub static SCHEMA: Schema<'static> = Schema::new(MIGRATIONS);
+
 /// `entry` is append-only and has no secondary index: appends run at 1.5 to 2 million rows a second, with an index
 /// on the path at 50 thousand (measured). Seqs are never reused: `meta.head` counts them, not the rowid.
-pub const MIGRATIONS: &[M<'static>] = &[
+const MIGRATIONS: &[M<'static>] = &[
     M::up(
         "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),

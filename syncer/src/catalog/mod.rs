@@ -44,7 +44,7 @@ pub enum CatalogError {
 impl Catalog {
     /// Opens the catalog, made if it is missing.
     pub fn open(path: &Path) -> Result<Catalog, DatabaseError> {
-        let mut conn = database::open(path, schema::MIGRATIONS, Mode::Owner)?;
+        let mut conn = database::open(path, &schema::SCHEMA, Mode::Owner)?;
         let id: [u8; 16] = rand::random();
         let name =
             "INSERT OR IGNORE INTO meta(one, catalog_id, acked, revision, recorded) VALUES (1, ?1, 0, 0, 0)";

@@ -1,11 +1,14 @@
 //! The catalog's tables, one migration per released version. A released migration is never edited.
 
 use rusqlite_migration::M;
+use shared::database::Schema;
+
+pub static SCHEMA: Schema<'static> = Schema::new(MIGRATIONS);
 
 /// `row.key` is the path, of a directory with a trailing `/`: byte order is walk order. `object` is empty for kinds
 /// that the leg cannot hold. What every round asks (absent, held, the names of a handle, linked files, big files) has
 /// a partial index.
-pub const MIGRATIONS: &[M<'static>] = &[M::up(
+const MIGRATIONS: &[M<'static>] = &[M::up(
     "CREATE TABLE meta(
         one INTEGER PRIMARY KEY CHECK (one = 1),
         catalog_id BLOB NOT NULL,

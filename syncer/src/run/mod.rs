@@ -11,8 +11,9 @@ mod send;
 mod setup;
 mod silent;
 mod source;
+mod threads;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,6 +38,7 @@ use machine::{Command, Event, Machine};
 pub use send::Progress;
 use send::{Outcome, Sender};
 use source::{Ground, Source};
+pub use threads::Threads;
 
 /// What a run asks of the tracker.
 pub trait Tracker: Send + Sync {
@@ -78,6 +80,7 @@ pub struct Parts {
     pub make_store: MakeStore,
     pub tracker: Box<dyn Tracker>,
     pub clock: Arc<dyn Clock>,
+    pub threads: Threads,
     pub progress: Arc<Progress>,
     /// Set by SIGTERM: stop starting, finish what runs.
     pub stop: Arc<AtomicBool>,
@@ -158,7 +161,7 @@ pub struct Run<'a> {
     /// What the work under way still owes when it is done.
     owed: Vec<Owed>,
     /// The deferred rows being worked off.
-    due: HashMap<DeferredKey, Deferred>,
+    due: BTreeMap<DeferredKey, Deferred>,
     /// Until when, by the clock that does not stop.
     due_until_ns: Option<i64>,
     removal: removal::Removal,
@@ -189,7 +192,7 @@ impl<'a> Run<'a> {
             flushed: false,
             head: 0,
             owed: Vec::new(),
-            due: HashMap::new(),
+            due: BTreeMap::new(),
             due_until_ns: None,
             removal: removal::Removal::default(),
             settled_ns: None,

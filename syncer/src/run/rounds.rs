@@ -1,6 +1,6 @@
 //! A round: what the tracker saw, then what is owed, in batches of examine, intents, send and receipts.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
@@ -182,7 +182,7 @@ impl Run<'_> {
         self.owed.clear();
         self.due = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
         // In the order of the keys, so that a run can be repeated.
-        let rows: BTreeMap<DeferredKey, Deferred> = self.due.clone().into_iter().collect();
+        let rows = self.due.clone();
         let mut works = Vec::new();
         for (key, row) in rows {
             let Some(root) = self.root_index(key.root) else { continue };
@@ -206,7 +206,8 @@ impl Run<'_> {
             self.leave_due();
         }
         let holds = self.store()?.holds();
-        let eyes = Eyes { grounds: &self.grounds, catalog: &self.parts.catalog, holds };
+        let (catalog, threads) = (&self.parts.catalog, self.parts.threads);
+        let eyes = Eyes { grounds: &self.grounds, catalog, holds, threads };
         let taken = self.source.next_batch(eyes)?;
         self.report.tally.examined += taken.same;
         self.report.tally.same += taken.same;

@@ -1,5 +1,5 @@
-//! Carrying out the operations of a batch: reading and hashing on blocking threads, requests at the same time, memory
-//! bounded by the bytes of small files in flight.
+//! Carrying out the operations of a batch: reading and hashing beside the requests, which are under way at the same
+//! time, with memory bounded by the bytes of small files in flight.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::batch::{Action, Op};
 use super::source::Ground;
+use super::threads::Threads;
 use crate::catalog::{Origin, Row};
 use crate::examine::{self, Verdict};
 use crate::leg::{Body, Holds, Problem, Put, Sha1, Store, StoreError, What};
@@ -64,6 +65,7 @@ pub struct Sender {
     /// Where each root of the run lies below the leg's top.
     pub prefixes: Vec<RelPath>,
     pub transfers: usize,
+    pub threads: Threads,
     pub progress: Arc<Progress>,
     /// In KiB.
     pub memory: Arc<Semaphore>,
@@ -99,6 +101,7 @@ impl Sender {
                 holds: self.store.holds(),
                 tree: ground.tree,
                 prefix: self.prefixes[op.root].clone(),
+                threads: self.threads,
                 progress: self.progress.clone(),
                 memory: self.memory.clone(),
             };
@@ -202,6 +205,7 @@ struct One {
     holds: Holds,
     tree: Arc<dyn Tree>,
     prefix: RelPath,
+    threads: Threads,
     progress: Arc<Progress>,
     memory: Arc<Semaphore>,
 }
@@ -231,9 +235,7 @@ impl One {
         // Never closed, so it cannot fail.
         let _memory = self.memory.clone().acquire_many_owned(kib).await.ok();
         let (tree, holds, job) = (self.tree.clone(), self.holds, op.clone());
-        let prepared = tokio::task::spawn_blocking(move || prepare(&*tree, holds, &job))
-            .await
-            .unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
+        let prepared = self.threads.work(move || prepare(&*tree, holds, &job)).await?;
         self.put(op, prepared).await
     }
 

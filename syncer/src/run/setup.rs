@@ -136,6 +136,7 @@ impl Run<'_> {
             store,
             prefixes: self.roots.iter().map(|r| r.prefix.clone()).collect(),
             transfers: self.parts.leg.transfers,
+            threads: self.parts.threads,
             progress: self.parts.progress.clone(),
             memory: memory_budget(),
             stop: self.parts.stop.clone(),

@@ -10,6 +10,7 @@ use shared::limits;
 use shared::path::RelPath;
 use shared::rules::Rules;
 
+use super::threads::Threads;
 use crate::catalog::{Catalog, CatalogRoot, Key, Origin, Row, RowState};
 use crate::examine::Terms;
 use crate::leg::Holds;
@@ -90,6 +91,7 @@ pub struct Eyes<'a> {
     pub grounds: &'a [Option<Ground>],
     pub catalog: &'a Catalog,
     pub holds: Holds,
+    pub threads: Threads,
 }
 
 impl Source {
@@ -176,7 +178,8 @@ impl Source {
             What::Tree if work.is_tree() => {
                 let (tree, rules) = (ground.tree.clone(), ground.rules.clone());
                 let terms = Terms { holds: eyes.holds, stable_inodes: tree.stable_inodes() };
-                let merge = Merge::below(tree, rules, terms, ground.catalog, &work.path);
+                let ahead = eyes.threads.ahead();
+                let merge = Merge::below(tree, rules, terms, ground.catalog, &work.path, ahead);
                 self.below.push(Below::Merge(Box::new(merge), work, 0));
             }
             What::Tree if work.scope == Scope::Names => {

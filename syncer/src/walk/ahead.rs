@@ -93,7 +93,7 @@ impl Ahead {
         if !self.threads.is_empty() || self.shared.lock().queued.len() < 2 {
             return;
         }
-        for _ in 0..limits::WALK_THREADS {
+        for _ in 0..self.shared.bounds.threads {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("walk".into()).spawn(move || shared.serve());
             match thread {

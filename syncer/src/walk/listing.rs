@@ -19,6 +19,8 @@ pub struct Bounds {
     pub slice: usize,
     /// Names looked at in one go.
     pub block: usize,
+    /// That look ahead; none is needed.
+    pub threads: usize,
 }
 
 /// Names in one buffer, each with a NUL at its end.

@@ -143,11 +143,12 @@ impl Merge {
         terms: Terms,
         root: CatalogRoot,
         top: &RelPath,
+        threads: usize,
     ) -> Merge {
         // The row of `top` itself has the key `top/`: the first key after it is one byte longer.
         let mut from = top.dir_key();
         from.push(0);
-        let bounds = Bounds { slice: limits::WALK_SLICE_NAMES, block: limits::WALK_BLOCK_NAMES };
+        let bounds = Bounds { slice: limits::WALK_SLICE_NAMES, block: limits::WALK_BLOCK_NAMES, threads };
         Merge {
             walk: Walk::below(tree, rules.clone(), top.clone(), bounds),
             rules,

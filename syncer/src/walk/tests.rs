@@ -48,7 +48,7 @@ fn walk(top: &Path, excluded: &[&str], bounds: Bounds) -> Vec<(Vec<u8>, Result<S
     walked(Walk::below(tree(top), rules(excluded), RelPath::root(), bounds))
 }
 
-const SMALL: Bounds = Bounds { slice: 3, block: 2 };
+const SMALL: Bounds = Bounds { slice: 3, block: 2, threads: 2 };
 
 /// Names that sort apart from their directories' keys.
 const NAMES: [&str; 8] = ["a", "a-", "a.b", "a0", "b", "\u{fc}", "a!", "c"];
@@ -117,21 +117,21 @@ fn merged(merge: &mut Merge, catalog: &Catalog) -> Vec<String> {
 }
 
 fn merge(top: &Path, excluded: &[&str], root: CatalogRoot, below: &str) -> Merge {
-    Merge::below(tree(top), rules(excluded), TERMS, root, &p(below))
+    Merge::below(tree(top), rules(excluded), TERMS, root, &p(below), 2)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_walk_gives_every_path_once_and_in_the_order_of_keys(node in nodes(), slice in 1usize..6, block in 1usize..6) {
+    fn a_walk_gives_every_path_once_and_in_the_order_of_keys(node in nodes(), slice in 1usize..6, block in 1usize..6, threads in 0usize..3) {
         let dir = tempfile::tempdir().unwrap();
         let top = dir.path().join("top");
         plant(&top, &Node::Dir(BTreeMap::from([(0, node)])));
         let mut expected = Vec::new();
         keys(&top, &top, &mut expected);
         expected.sort();
-        let seen: Vec<Vec<u8>> = walk(&top, &[], Bounds { slice, block }).into_iter().map(|(key, _)| key).collect();
+        let seen: Vec<Vec<u8>> = walk(&top, &[], Bounds { slice, block, threads }).into_iter().map(|(key, _)| key).collect();
         prop_assert_eq!(seen, expected);
     }
 

@@ -13,6 +13,58 @@ pub enum Fault {
     Kill,
     /// The machine loses its power here.
     PowerCut,
+    /// No connection: nothing was sent.
+    B2Unreachable,
+    /// 503 or 429, five times, or a token that expired and could not be renewed: no effect.
+    B2Busy,
+    /// 503 or 429 with a longer Retry-After than the client waits: no effect.
+    B2BusyFor,
+    /// 403 of a cap of the account: no effect.
+    B2CapReached,
+    /// 401 that a new authorization does not heal.
+    B2KeyRevoked,
+    /// 400 about one object, such as a name that is too long for a bucket with a lock.
+    B2Unfit,
+    /// The connection breaks within a body that is too large to be on its way as a whole: no effect.
+    B2CutInBody,
+    /// The request went out whole, and neither had an effect nor an answer.
+    B2RequestLost,
+    /// The request took effect, and the answer was lost.
+    B2AnswerLost,
+    /// The answer was lost, and the effect comes later.
+    B2Late,
+    /// The bucket cannot be opened for now: the network is down.
+    B2OpenFails,
+    /// Another, empty bucket is found under the name, by this run.
+    B2AnotherBucket,
+    /// A listing fails at its first page.
+    B2ListFails,
+    /// A listing fails at a later page.
+    B2PageFails,
+    /// A page holds less than it could, and is not the last.
+    B2PageShort,
+    /// What stands at one name cannot be asked for.
+    B2LookFails,
+    /// EIO from the destination's disk, before the step has an effect.
+    DirIo,
+    /// EIO from the destination's disk, for a step that took effect: a network filesystem's lost answer.
+    DirAnswerLost,
+    /// ENOSPC at the destination.
+    DirFull,
+    /// EROFS at the destination: an error made it read-only.
+    DirReadOnly,
+    /// The destination's disk loses its power, and with it what was not synced; this run does not see it again.
+    DirPowerCut,
+    /// Owner and attributes cannot be set for want of rights.
+    DirNoOwners,
+    /// The identity of the destination cannot be read.
+    DirOpenFails,
+    /// Another, empty disk is found at the place, by this run.
+    DirAnotherDisk,
+    /// A page of a listing fails.
+    DirListFails,
+    /// What stands at one name cannot be looked at.
+    DirLookFails,
 }
 
 /// The scheduler, as what is simulated sees it. No lock may be held when it is asked.

@@ -2,7 +2,9 @@
 //! Tracker and syncer are the real ones; what they ask of a machine and of a destination is simulated.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod database;
 pub mod disk;
 pub mod fate;
 pub mod machine;
 pub mod random;
+pub mod store;

@@ -8,7 +8,7 @@ use shared::entry::{Cause, Handle};
 use shared::journal::{Coalesce, Commit, Doubt};
 use tests::mount::LoopFs;
 use tests::programs::program;
-use tracker::intake::buffer::Buffer;
+use tracker::intake::buffer::{Buffer, Memfd};
 use tracker::intake::sys::fanotify_mark;
 use world::{WORD, World};
 
@@ -21,7 +21,8 @@ fn a_tracker_that_was_stopped_or_killed_goes_on_without_a_gap() {
     let Some(mut world) = World::started() else { return };
     world.write("a/before-stop");
     assert!(world.tracker.stop().success());
-    let buffer = Buffer::open(world.tracker.stored("buffer.")).unwrap();
+    let memory = Memfd::open(world.tracker.stored("buffer.")).unwrap();
+    let buffer = Buffer::open(memory, Memfd::create).unwrap();
     assert_eq!(buffer.left(), 0, "SIGTERM commits all that was read");
     drop(buffer);
     world.write("a/while-stopped");

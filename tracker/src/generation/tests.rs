@@ -1,6 +1,7 @@
 //! The decisions; what the kernel answers is tested with the whole program.
 
 use super::*;
+use crate::host::Linux;
 
 const THEN: Generation = Generation { subvolume: [1; 16], inode: 256, generation: 100, mount: Some(7) };
 
@@ -48,11 +49,11 @@ fn a_generation_is_recorded_only_after_what_was_queued_when_it_had_its_age_is_co
     let mut one = Generations { read: vec![(RootId(1), THEN)], ..Generations::default() };
     let commit = Commit::default();
     one.drained(4 * second);
-    one.complete(&[], 4 * second);
+    one.complete(&Linux::default(), &[], 4 * second);
     assert_eq!(one.take(&commit), [], "an event may be late");
     one.drained(6 * second);
     assert_eq!(one.take(&commit), [], "what was read then is not committed");
-    one.complete(&[], 7 * second);
+    one.complete(&Linux::default(), &[], 7 * second);
     let newer = Commit { generations: vec![(RootId(1), THEN)], ..Commit::default() };
     let mut other = Generations { ready: one.ready.clone(), ..Generations::default() };
     assert_eq!(other.take(&newer), [], "a gap has recorded a newer one");

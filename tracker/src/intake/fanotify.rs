@@ -4,12 +4,11 @@ mod adopt;
 mod canary;
 mod event;
 mod links;
-pub(crate) mod place;
+mod place;
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::io::Errno;
 use shared::entry::{Cause, Handle};
 use shared::journal::IntakeMark;
 use shared::kill;
@@ -18,6 +17,7 @@ use super::buffer::{Buffer, RootMark, Slot};
 use super::records::{Damaged, Record, Records};
 use super::{Checked, EventSource, Kind, Taken};
 use crate::batch::Batch;
+use crate::host::Host;
 use crate::resolve::doubts::{DoubtState, Doubts, Turn};
 use crate::resolve::{Lost, Resolver};
 use crate::roots::TrackedRoot;
@@ -25,25 +25,26 @@ use canary::Canary;
 use links::Links;
 
 pub use adopt::{Adopted, Known, NotAdopted};
+pub use canary::RING_MASK;
+pub(crate) use place::refused;
 pub use place::{GROUP_FLAGS, MARK_MASK, superblock};
 
 /// More than the longest event: less room than this at the end of a read says nothing about the queue.
 pub const EVENT_BYTES_MAX: usize = 4096;
-/// FIONREAD counts this many bytes for each event, whatever its length (measured on 6.18).
-const FIONREAD_BYTES_PER_EVENT: u64 = 24;
 
-pub struct Fanotify {
-    group: OwnedFd,
+pub struct Fanotify<H: Host> {
+    host: H,
+    group: H::Group,
     roots: Vec<TrackedRoot>,
     /// Device number of the superblock; that of files differs from it on btrfs.
     dev: u64,
     fs: String,
     anchors: Vec<Option<Handle>>,
-    resolver: Resolver,
+    resolver: Resolver<H>,
     doubts: Doubts,
     links: Links,
     /// Taken out only while its content is translated, and at the end.
-    buffer: Option<Buffer>,
+    buffer: Option<Buffer<H::Memory>>,
     /// What the buffer says of the roots once they are complete.
     marks: Vec<RootMark>,
     queue_max: u64,
@@ -52,16 +53,14 @@ pub struct Fanotify {
     canaries: Vec<Canary>,
 }
 
-impl Fanotify {
+impl<H: Host> Fanotify<H> {
     /// Everything remembered came from a stream that broke.
     fn forget(&mut self) {
         self.resolver.tree.clear();
         self.doubts.forget();
         self.links = Links::default();
     }
-}
 
-impl Fanotify {
     fn lose(&mut self, cause: Cause, batch: &mut Batch) {
         self.forget();
         batch.gap(&self.roots, cause);
@@ -94,29 +93,29 @@ impl Fanotify {
     }
 }
 
-impl EventSource for Fanotify {
+impl<H: Host> EventSource<H::Memory> for Fanotify<H> {
     fn kind(&self) -> Kind {
         Kind::Fanotify
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.group.as_fd()
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.host.fd(&self.group)
     }
 
     fn queued(&self) -> u64 {
         // An error would make a flush wait for nothing: the queue read to its end answers it too.
-        rustix::io::ioctl_fionread(&self.group).map_or(u64::MAX, |n| n.div_ceil(FIONREAD_BYTES_PER_EVENT))
+        self.host.queued(&self.group).unwrap_or(u64::MAX)
     }
 
     fn read(&mut self) -> io::Result<Option<Taken>> {
-        let Some(buffer) = &mut self.buffer else { return Ok(None) };
-        match buffer.read(self.group.as_fd()) {
+        let Fanotify { host, group, buffer: Some(buffer), .. } = self else { return Ok(None) };
+        match buffer.read(|memory, range| host.read(group, memory, range)) {
             Ok(Slot { bytes: 0, .. }) => Ok(None),
             Ok(Slot { events, bytes, room }) => {
                 Ok(Some(Taken { events, bytes, drained: room - bytes >= EVENT_BYTES_MAX }))
             }
-            Err(e) => match Errno::from_io_error(&e) {
-                Some(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(e) => match e.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
                 _ => Err(e),
             },
         }
@@ -211,7 +210,7 @@ impl EventSource for Fanotify {
         self.buffer.iter().for_each(Buffer::leave);
     }
 
-    fn take_buffer(&mut self) -> Option<Buffer> {
+    fn take_buffer(&mut self) -> Option<Buffer<H::Memory>> {
         self.buffer.take()
     }
 }

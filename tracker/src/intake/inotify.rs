@@ -16,6 +16,7 @@ use shared::path::RelPath;
 use super::watches::Watches;
 use super::{Checked, EventSource, Kind, PlaceError, RootSeen, Taken};
 use crate::batch::Batch;
+use crate::host::Linux;
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 const READ_BYTES: usize = 64 * 1024;
@@ -283,7 +284,7 @@ impl Inotify {
         // From the outermost root on; where that one shows something else just then, another may show the directory.
         for spot in spots.iter().rev() {
             let Ok(path) = spot.path.child(name) else { return };
-            let Found::Ok(open) = self.roots[spot.root].look() else {
+            let Found::Ok(open) = self.roots[spot.root].look(&Linux::default()) else {
                 not_looked_at.push(spot.root);
                 continue;
             };
@@ -320,8 +321,8 @@ impl EventSource for Inotify {
         Kind::Inotify
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.kernel.as_fd()
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.kernel.as_fd())
     }
 
     /// Unknown: only the queue read to its end tells.
@@ -414,7 +415,7 @@ fn init() -> Result<Kernel, PlaceError> {
 }
 
 fn open_roots(roots: &[TrackedRoot]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
-    let look = |(root, tracked): (usize, &TrackedRoot)| match tracked.look() {
+    let look = |(root, tracked): (usize, &TrackedRoot)| match tracked.look(&Linux::default()) {
         Found::Ok(open) => (Some(open), RootSeen { root, state: RootState::Ok, why: String::new() }),
         Found::Not { state, why } => (None, RootSeen { root, state, why }),
     };

@@ -1,21 +1,15 @@
-//! What of a filesystem's source outlives the process, in the service manager's keeping: the group and the buffer
-//! (sd_pid_notify_with_fds(3)). Without a service manager nothing is kept, and each start is a gap.
+//! What of a filesystem's source outlives the process, in the service manager's keeping: the group and the buffer.
+//! Without a service manager nothing is kept, and each start is a gap.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sd_notify::NotifyState;
 use shared::entry::Cause;
 use shared::journal::JournalId;
 use shared::kill;
 
 use super::buffer::{Buffer, Lasting, RootMark, Unfit};
+use crate::host::Host;
 
-/// How long the service manager may take to say that it has the descriptors. Without its word they may be lost with
-/// a process that dies at once: a gap at the next start.
-const BARRIER_TIMEOUT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 /// Longest name that the service manager takes (FDNAME_MAX).
 const NAME_BYTES_MAX: usize = 255;
 const GROUP: &str = "group.";
@@ -27,33 +21,31 @@ pub fn is_ours(name: &str) -> bool {
 }
 
 /// What one filesystem has in the store.
-pub struct Keep {
+pub struct Keep<H: Host> {
+    host: H,
     fs: String,
     boot_id: String,
     journal_id: JournalId,
     /// What an earlier instance left, until it is looked at.
-    group: Option<OwnedFd>,
-    left: Option<OwnedFd>,
+    group: Option<H::Group>,
+    left: Option<H::Kept>,
     /// Of a source that is no more, for the next one.
-    buffer: Option<Buffer>,
+    buffer: Option<Buffer<H::Memory>>,
     /// Something may be in the store under our name.
     group_stored: bool,
     buffer_stored: bool,
 }
 
-impl Keep {
-    /// `find` looks for what the service manager passed under a name.
-    pub fn new(
-        fs: &str,
-        boot_id: &str,
-        journal_id: JournalId,
-        mut find: impl FnMut(&str) -> Option<OwnedFd>,
-    ) -> Keep {
+impl<H: Host> Keep<H> {
+    /// With what the service manager passed for this filesystem.
+    pub fn new(host: H, fs: &str, boot_id: &str, journal_id: JournalId) -> Keep<H> {
         let fs = printable(fs);
-        let (group, left) = (find(&format!("{GROUP}{fs}")), find(&format!("{BUFFER}{fs}")));
+        let group = host.take_kept(&format!("{GROUP}{fs}")).map(|kept| host.group_of(kept));
+        let left = host.take_kept(&format!("{BUFFER}{fs}"));
         Keep {
             group_stored: group.is_some(),
             buffer_stored: left.is_some(),
+            host,
             fs,
             boot_id: boot_id.to_owned(),
             journal_id,
@@ -68,14 +60,14 @@ impl Keep {
         self.group.is_some()
     }
 
-    pub fn take_group(&mut self) -> Option<OwnedFd> {
+    pub fn take_group(&mut self) -> Option<H::Group> {
         self.group.take()
     }
 
     /// The buffer that an earlier instance left, if it is of this boot and this journal.
-    pub fn take_left(&mut self) -> Result<Buffer, Unfit> {
-        let fd = self.left.take().ok_or(Unfit::File("it is not there".to_owned()))?;
-        let buffer = Buffer::open(fd)?;
+    pub fn take_left(&mut self) -> Result<Buffer<H::Memory>, Unfit> {
+        let kept = self.left.take().ok_or(Unfit::File("it is not there".to_owned()))?;
+        let buffer = Buffer::open(self.host.memory_of(kept)?, || self.host.new_memory())?;
         if buffer.lasting().boot_id != self.boot_id {
             return Err(Unfit::Boot);
         }
@@ -84,13 +76,13 @@ impl Keep {
         }
         if buffer.is_anew() {
             self.store_buffer(&buffer);
-            barrier();
+            self.host.barrier();
         }
         Ok(buffer)
     }
 
     /// A buffer for a new group that has not been marked yet, and both into the store.
-    pub fn keep(&mut self, group: BorrowedFd<'_>, roots: &[RootMark]) -> io::Result<Buffer> {
+    pub fn keep(&mut self, group: &H::Group, roots: &[RootMark]) -> io::Result<Buffer<H::Memory>> {
         self.left = None;
         let buffer = match self.buffer.take() {
             Some(mut buffer) => {
@@ -104,40 +96,40 @@ impl Keep {
                     journal_id: self.journal_id.0,
                     roots: roots.to_vec(),
                 };
-                let buffer = Buffer::create(lasting, Cause::Start)?;
+                let buffer = Buffer::create(self.host.new_memory()?, lasting, Cause::Start);
                 self.store_buffer(&buffer);
                 buffer
             }
         };
         self.forget_group();
         kill::point("placing");
-        store(&format!("{GROUP}{}", self.fs), group);
+        self.host.keep_group(&format!("{GROUP}{}", self.fs), group);
         self.group_stored = true;
         kill::point("placing");
-        barrier();
+        self.host.barrier();
         Ok(buffer)
     }
 
     /// In the place of the one before.
-    fn store_buffer(&mut self, buffer: &Buffer) {
+    fn store_buffer(&mut self, buffer: &Buffer<H::Memory>) {
         let name = format!("{BUFFER}{}", self.fs);
-        remove(&name);
+        self.host.let_go(&name);
         kill::point("placing");
         self.buffer_stored = true;
-        store(&name, buffer.fd());
+        self.host.keep_memory(&name, buffer.memory());
         kill::point("placing");
     }
 
-    pub fn give_buffer(&mut self, buffer: Buffer) {
+    pub fn give_buffer(&mut self, buffer: Buffer<H::Memory>) {
         self.buffer = Some(buffer);
     }
 
-    pub fn take_buffer(&mut self) -> Option<Buffer> {
+    pub fn take_buffer(&mut self) -> Option<Buffer<H::Memory>> {
         self.buffer.take()
     }
 
     /// A source ended: its group goes out of the store, where nobody would read it, and its buffer is for the next.
-    pub fn give_back(&mut self, buffer: Option<Buffer>) {
+    pub fn give_back(&mut self, buffer: Option<Buffer<H::Memory>>) {
         self.buffer = buffer.or(self.buffer.take());
         self.forget_group();
     }
@@ -148,14 +140,14 @@ impl Keep {
         self.left = None;
         if std::mem::take(&mut self.buffer_stored) {
             self.buffer = None;
-            remove(&format!("{BUFFER}{}", self.fs));
+            self.host.let_go(&format!("{BUFFER}{}", self.fs));
         }
     }
 
     fn forget_group(&mut self) {
         self.group = None;
         if std::mem::take(&mut self.group_stored) {
-            remove(&format!("{GROUP}{}", self.fs));
+            self.host.let_go(&format!("{GROUP}{}", self.fs));
         }
     }
 }
@@ -172,40 +164,6 @@ fn printable(fs: &str) -> String {
         name += &sum;
     }
     name
-}
-
-fn store(name: &str, fd: BorrowedFd<'_>) {
-    told(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[fd]));
-}
-
-/// Takes what stands under this name out of the store.
-pub fn remove(name: &str) {
-    told(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
-}
-
-/// Waits until the service manager has done all it was told before.
-fn barrier() {
-    if std::env::var_os("NOTIFY_SOCKET").is_none() {
-        return;
-    }
-    let wait = || -> io::Result<bool> {
-        let (ours, theirs) = UnixStream::pair()?;
-        sd_notify::notify_with_fds(&[NotifyState::Custom("BARRIER=1")], &[theirs.as_fd()])?;
-        drop(theirs);
-        // It closes its end.
-        Ok(poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&BARRIER_TIMEOUT))? > 0)
-    };
-    match wait() {
-        Ok(true) => {}
-        Ok(false) => tracing::debug!("The service manager does not say whether it keeps the descriptors"),
-        Err(e) => told(Err(e)),
-    }
-}
-
-fn told(done: io::Result<()>) {
-    if let Err(e) = done {
-        tracing::warn!("The service manager cannot be told what to keep: {e}");
-    }
 }
 
 #[cfg(test)]

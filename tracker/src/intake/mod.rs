@@ -16,7 +16,7 @@ use shared::journal::{IntakeMark, RootState};
 
 use crate::batch::Batch;
 use crate::resolve::doubts::{DoubtState, Turn};
-use buffer::Buffer;
+use buffer::{Buffer, Memfd};
 
 /// Which kernel interface serves a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,11 +94,11 @@ pub enum PlaceError {
 }
 
 /// A queue of events in the kernel and the way from them to changes. One thread uses it; it commits nothing.
-pub trait EventSource: Send {
+pub trait EventSource<M = Memfd>: Send {
     fn kind(&self) -> Kind;
 
-    /// To be polled for reading.
-    fn fd(&self) -> BorrowedFd<'_>;
+    /// To be polled for reading, where there is such a thing.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// How many events are queued, or more. Walks the queue under the lock that writers wait for: not for pacing.
     fn queued(&self) -> u64;
@@ -165,7 +165,7 @@ pub trait EventSource: Send {
     fn leave(&mut self) {}
 
     /// The buffer, for the source after this one.
-    fn take_buffer(&mut self) -> Option<Buffer> {
+    fn take_buffer(&mut self) -> Option<Buffer<M>> {
         None
     }
 }

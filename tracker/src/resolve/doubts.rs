@@ -161,7 +161,11 @@ impl Doubts {
                 raised.push((handle.clone(), doubt.epoch));
             }
         }
-        Turn { raised, settled: std::mem::take(&mut self.settled), gap }
+        let mut settled = std::mem::take(&mut self.settled);
+        // What is written hangs on no order of hashes.
+        raised.sort_unstable();
+        settled.sort_unstable();
+        Turn { raised, settled, gap }
     }
 
     /// A gap over all roots covers whatever was in doubt.

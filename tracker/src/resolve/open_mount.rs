@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use hashbrown::HashMap;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
@@ -60,12 +61,13 @@ impl Hindrance {
 /// A view of the whole filesystem. Open only while a batch is resolved: it makes umount(8) fail.
 #[derive(Debug)]
 pub struct OpenMount {
+    /// Directories that were asked for names: many events of one come together.
+    pub(super) asked: HashMap<Handle, OwnedFd>,
     // In this order they are closed. A view of our own must never outlive the mount it was made beside: it would keep
     // the filesystem in use after an unmount that seemed to succeed.
     fd: OwnedFd,
     beside: Option<OwnedFd>,
     point: Vec<u8>,
-    dev: u64,
 }
 
 impl OpenMount {
@@ -77,7 +79,7 @@ impl OpenMount {
         for mount in mounts::whole(&all, dev) {
             if let Some(fd) = open_verified(mount) {
                 let point = mount.point.as_os_str().as_bytes().to_vec();
-                return Ok(OpenMount { fd, beside: None, point, dev });
+                return Ok(OpenMount { asked: HashMap::new(), fd, beside: None, point });
             }
         }
         let of_it = || all.iter().filter(|m| m.dev == dev && MOUNTED_ONCE.contains(&m.fs.as_str()));
@@ -91,7 +93,8 @@ impl OpenMount {
             let private = mount_whole(mount, &held);
             let fd =
                 private.map_err(|hindrance| MountError::NotPrivate { fs: mount.fs.clone(), hindrance })?;
-            return Ok(OpenMount { fd, beside: Some(held), point: b"/".to_vec(), dev });
+            let point = b"/".to_vec();
+            return Ok(OpenMount { asked: HashMap::new(), fd, beside: Some(held), point });
         }
         Err(MountError::NotWhole)
     }
@@ -99,11 +102,6 @@ impl OpenMount {
     /// At the top of the filesystem.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-
-    /// Device number of the superblock, as in mountinfo.
-    pub fn dev(&self) -> u64 {
-        self.dev
     }
 
     pub fn top(&self) -> io::Result<Handle> {

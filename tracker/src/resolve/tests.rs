@@ -1,10 +1,15 @@
 //! Places asked of the real kernel, while the test moves what the way leads through.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use shared::limits;
 
+use super::climb::{Climb, cut_name, find_name};
 use super::*;
+use crate::host::Linux;
+use crate::intake::sys;
 
 #[test]
 fn names_are_cut_off_from_the_end() {
@@ -55,8 +60,8 @@ impl World {
         std::fs::rename(self.root.join(from), self.root.join(to)).unwrap();
     }
 
-    fn resolver(&self, max: usize) -> Resolver {
-        let mut resolver = Resolver { tree: Tree::with_limit(max), ..Resolver::default() };
+    fn resolver(&self, max: usize) -> Resolver<Linux> {
+        let mut resolver = Resolver::new(Linux::default(), Tree::with_limit(max));
         let top = self.mount.top().unwrap();
         let roots = vec![Some(self.handle(""))];
         resolver.reset(dev(&self.root), Anchors { top: Some(top), roots, own: vec![] });
@@ -195,7 +200,7 @@ fn a_view_without_what_covers_it_shows_the_same() {
     let mut resolver = world.resolver(8_192);
     let before = resolver.name_of((&file).into()).unwrap();
     assert_eq!(before, NameOf::Known { dir: world.handle("d"), name: b"f".to_vec(), only: true });
-    let mount = resolver.mount.as_mut().unwrap();
+    let mount = resolver.view.as_mut().unwrap();
     assert!(mount.uncover() && !mount.uncover(), "once");
     assert_eq!(resolver.name_of((&file).into()).unwrap(), before);
     assert_eq!(path(resolver.place((&world.handle("d")).into())), "d");

@@ -1,15 +1,16 @@
 //! Keeps the journal small: drops what every leg has acked, and collapses the legs that lag behind once there are too
 //! many rows. At the regular tick, and where a commit finds itself over the bound.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use shared::clock::{Clock as _, SystemClock};
+use shared::clock::Clock;
 use shared::config::Config;
 use shared::database::DatabaseError;
 use shared::journal::{Appended, Journal};
 
-#[derive(Debug)]
 pub struct Bound {
+    clock: Arc<dyn Clock>,
     /// Legs of the configuration: others hold nothing back.
     legs: Vec<String>,
     entries_max: u64,
@@ -19,8 +20,9 @@ pub struct Bound {
 }
 
 impl Bound {
-    pub fn new(config: &Config) -> Bound {
+    pub fn new(config: &Config, clock: Arc<dyn Clock>) -> Bound {
         Bound {
+            clock,
             legs: config.legs.iter().map(|l| l.name.as_str().to_owned()).collect(),
             entries_max: config.max_entries,
             collapses: AtomicU64::new(0),
@@ -57,7 +59,7 @@ impl Bound {
     }
 
     fn keep(&self, journal: &mut Journal) -> Result<(), DatabaseError> {
-        let done = journal.bound(&self.legs, self.entries_max, SystemClock.wall_ns())?;
+        let done = journal.bound(&self.legs, self.entries_max, self.clock.wall_ns())?;
         if done.collapses > 0 {
             self.collapses.fetch_add(done.collapses, Ordering::Relaxed);
             let (max, dropped) = (self.entries_max, done.dropped);

@@ -1,15 +1,15 @@
 //! Threads that carry out commands: one per filesystem, the control socket, the watch on mounts; and the loop that
 //! starts, probes and stops them.
 
-mod bound;
-mod news;
+pub mod begin;
+pub mod bound;
+pub mod news;
 mod peer;
 mod process;
-mod room;
+pub mod room;
 mod server;
-mod slot;
+pub mod slot;
 mod start;
-mod stored;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ use start::Started;
 
 /// What wakes the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Report {
+pub enum Report {
     /// The filesystem is marked and its gap rows are committed, or none of its roots is there.
     Ready,
     /// The thread of this number has checked its roots.
@@ -243,7 +243,7 @@ impl Daemon {
             filesystems: Vec::new(),
         };
         for slot in &self.slots {
-            let seen = slot.shared.status();
+            let seen = slot.shared.status(self.clock.boot_ns());
             status.roots.extend(seen.roots);
             status.filesystems.push(seen.filesystem);
         }

@@ -1,6 +1,7 @@
 //! Room on the state disk: a reserve that is given up when the disk is full, so that one gap for each root can still be
 //! committed; and what becomes of a batch meanwhile. The decisions are pure.
 
+use std::fmt;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -44,19 +45,29 @@ fn is_enough(free_bytes: u64) -> bool {
     free_bytes >= 2 * limits::RESERVE_BYTES
 }
 
+/// What holds the room. It is shown to people as its name.
+pub trait Reserve: fmt::Display + Send + Sync {
+    /// Takes `RESERVE_BYTES` of the disk, as far as they are not taken.
+    fn fill(&self) -> io::Result<()>;
+
+    /// Gives them back: when this returns they are free.
+    fn empty(&self) -> io::Result<()>;
+
+    /// What is free besides.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
 /// The reserve, shared by the threads of all filesystems.
-#[derive(Debug)]
 pub struct Room {
-    path: PathBuf,
+    reserve: Box<dyn Reserve>,
     spent: AtomicBool,
 }
 
 impl Room {
     /// Makes the reserve, if it is not there from before.
-    pub fn make(state_dir: &Path) -> io::Result<Room> {
-        let room = Room { path: state_dir.join("journal.reserve"), spent: AtomicBool::new(false) };
-        room.fill()?;
-        Ok(room)
+    pub fn make(reserve: impl Reserve + 'static) -> io::Result<Room> {
+        reserve.fill()?;
+        Ok(Room { reserve: Box::new(reserve), spent: AtomicBool::new(false) })
     }
 
     pub fn is_spent(&self) -> bool {
@@ -68,27 +79,48 @@ impl Room {
         if self.spent.swap(true, Ordering::AcqRel) {
             return false;
         }
-        // Only what is known to be gone is free on every filesystem.
-        let emptied = OpenOptions::new().write(true).open(&self.path).and_then(|f| {
-            f.set_len(0)?;
-            f.sync_all()
-        });
-        if let Err(e) = emptied {
-            tracing::warn!("The reserve {} cannot be given up: {e}", self.path.display());
+        if let Err(e) = self.reserve.empty() {
+            tracing::warn!("The reserve {} cannot be given up: {e}", self.reserve);
         }
         true
     }
 
     /// Makes the reserve anew if it is spent and there is room; true if that is so.
     pub fn regain(&self) -> bool {
-        if !self.is_spent() || !self.free_bytes().is_ok_and(is_enough) {
+        if !self.is_spent() || !self.reserve.free_bytes().is_ok_and(is_enough) {
             return false;
         }
-        match self.fill() {
+        match self.reserve.fill() {
             Ok(()) => self.spent.store(false, Ordering::Release),
-            Err(e) => tracing::debug!("{}: {e}", self.path.display()),
+            Err(e) => tracing::debug!("{}: {e}", self.reserve),
         }
         !self.is_spent()
+    }
+}
+
+/// A file beside the journal.
+pub struct ReserveFile {
+    path: PathBuf,
+}
+
+impl ReserveFile {
+    pub fn in_dir(state_dir: &Path) -> ReserveFile {
+        ReserveFile { path: state_dir.join("journal.reserve") }
+    }
+}
+
+impl fmt::Display for ReserveFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+impl Reserve for ReserveFile {
+    /// Only what is known to be gone is free on every filesystem.
+    fn empty(&self) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(&self.path)?;
+        file.set_len(0)?;
+        file.sync_all()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -148,14 +180,17 @@ mod tests {
     fn the_reserve_takes_room_until_it_is_spent_and_comes_back() {
         use std::os::unix::fs::MetadataExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let room = Room::make(dir.path()).unwrap();
-        let takes = || std::fs::metadata(&room.path).unwrap().blocks() * 512;
+        let room = Room::make(ReserveFile::in_dir(dir.path())).unwrap();
+        let takes = || std::fs::metadata(dir.path().join("journal.reserve")).unwrap().blocks() * 512;
         assert!(takes() >= limits::RESERVE_BYTES);
         assert!(!room.is_spent() && !room.regain());
         assert!(room.spend() && !room.spend());
         assert_eq!((takes(), room.is_spent()), (0, true));
         assert!(room.regain() && !room.is_spent() && takes() >= limits::RESERVE_BYTES);
-        assert!(Room::make(dir.path()).is_ok(), "the one of an earlier start is taken over");
+        assert!(
+            Room::make(ReserveFile::in_dir(dir.path())).is_ok(),
+            "the one of an earlier start is taken over"
+        );
     }
 
     #[test]

@@ -327,8 +327,7 @@ fn hung_up(stream: &UnixStream) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bound::Bound;
-    use super::super::room::Room;
+    use super::super::room::{ReserveFile, Room};
     use super::*;
     use shared::path::RelPath;
 
@@ -346,11 +345,8 @@ mod tests {
         let rows = journal.put_roots(&config.roots, 0).unwrap();
         let roots = rows.into_iter().map(|r| (r.name.clone(), r)).collect();
         let lock = File::create(config.lock_path()).unwrap();
-        let common = Common {
-            heads: Arc::default(),
-            bound: Arc::new(Bound::new(&config)),
-            room: Arc::new(Room::make(&config.state_dir).unwrap()),
-        };
+        let room = Room::make(ReserveFile::in_dir(&config.state_dir)).unwrap();
+        let common = Common::new(&config, Arc::new(SystemClock), room);
         let door = Door::of(&config.state_dir).unwrap();
         Server::new(&config, roots, journal, common, door, lock)
     }

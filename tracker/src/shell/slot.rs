@@ -1,18 +1,21 @@
-//! One filesystem's thread: carries out the machine's commands on its source and its own connection to the journal.
+//! One filesystem's work: carries out the machine's commands on its source and its own connection to the journal, turn by
+//! turn.
 
 mod adopt;
 mod count;
 mod handle;
 mod store;
+mod thread;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use shared::clock::{Clock, SystemClock};
+use shared::clock::Clock;
+use shared::config::Config;
 use shared::control::Canary;
 use shared::entry::Cause;
 use shared::journal::{Coalesce, Commit, Journal, RootState};
@@ -26,22 +29,24 @@ use super::{Report, report};
 use crate::batch::Batch;
 use crate::daemon::{Command, Event, Machine, Request, Verdict};
 use crate::generation::{self, Generations, Pace};
+use crate::host::Host;
 use crate::intake::fanotify::Fanotify;
-use crate::intake::inotify::Inotify;
 use crate::intake::keep::Keep;
 use crate::intake::{EventSource, Kind, PlaceError, RootSeen};
 use crate::linked::Linked;
 use crate::meter::Meter;
 use crate::roots::{Found, OwnDir, Standing, TrackedRoot};
 
-pub use handle::{Flusher, SlotHandle};
-use handle::{Message, SlotShared, SlotStatus, root_status};
+pub use handle::{Flusher, SlotHandle, SlotShared, SlotStatus};
+use handle::{Message, root_status};
 pub(crate) use store::JOURNAL_ERROR;
+pub(super) use thread::spawn;
 
-/// What a thread is made of.
-pub struct SlotParts {
-    /// Its place among the threads.
+/// What a slot is made of.
+pub struct SlotParts<H: Host> {
+    /// Its place among the slots.
     pub number: usize,
+    pub host: H,
     pub name: String,
     /// Names the filesystem in the journal's doubts.
     pub fs_key: String,
@@ -52,7 +57,7 @@ pub struct SlotParts {
     pub cause: Cause,
     /// How the tracker before ended, for people.
     pub before: &'static str,
-    pub keep: Keep,
+    pub keep: Keep<H>,
     pub common: Common,
     pub reports: Sender<Report>,
 }
@@ -65,9 +70,20 @@ pub struct Common {
     pub room: Arc<Room>,
 }
 
-struct Slot {
-    parts: SlotParts,
-    source: Option<Box<dyn EventSource>>,
+impl Common {
+    pub fn new(config: &Config, clock: Arc<dyn Clock>, room: Room) -> Common {
+        let bound = Bound::new(config, clock);
+        Common { heads: Arc::default(), bound: Arc::new(bound), room: Arc::new(room) }
+    }
+}
+
+/// One filesystem's work. When it is dropped, nothing is written: what is kept is as after a kill.
+pub struct Slot<H: Host> {
+    parts: SlotParts<H>,
+    machine: Machine,
+    /// What the last command led to.
+    event: Event,
+    source: Option<Box<dyn EventSource<H::Memory>>>,
     remembered: Coalesce,
     linked: Linked,
     /// What the journal has not taken yet.
@@ -85,48 +101,43 @@ struct Slot {
     letting_go: bool,
     /// Placed, and the gap that covers the time before is committed.
     watching: bool,
-    clock: SystemClock,
+    clock: Arc<dyn Clock>,
     shared: Arc<SlotShared>,
     inbox: Receiver<Message>,
-    wake: Arc<OwnedFd>,
     flushes: BTreeMap<u64, Sender<u64>>,
     canaries: BTreeMap<u64, Sender<Vec<Canary>>>,
     next_flush: u64,
 }
 
-/// Starts the thread.
-pub fn spawn(parts: SlotParts) -> std::io::Result<SlotHandle> {
-    let (sender, inbox) = crossbeam_channel::unbounded();
-    let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-    let wake = Arc::new(rustix::event::eventfd(0, flags)?);
-    let shared = Arc::new(SlotShared::default());
-    shared.lock().roots = parts.roots.iter().map(root_status).collect();
-    shared.lock().filesystem.name = parts.name.clone();
-    *shared.meter() = Meter::new(parts.roots.iter().map(|r| (r.id, r.name.clone())));
-    let slot = Slot::new(parts, Arc::clone(&shared), inbox, Arc::clone(&wake));
-    let run = move || {
-        let mut end = End { reports: slot.parts.reports.clone(), clean: false };
-        end.clean = slot.run();
-    };
-    std::thread::Builder::new().name("intake".into()).spawn(run)?;
-    Ok(SlotHandle { flusher: Flusher { inbox: sender, wake }, shared })
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    Went,
+    /// The next turn is after this time: the kernel merges events meanwhile.
+    Naps(Duration),
+    /// The next turn is at this boot time, at a message, or, if it listens, as soon as events can be read.
+    Waits {
+        until_ns: Option<i64>,
+        listen: bool,
+    },
+    /// There is no other. Clean if the journal took everything.
+    Ended {
+        clean: bool,
+    },
 }
 
-/// Tells of the thread's end, by a panic too: a tracker that lost a thread must not go on as if nothing were.
-struct End {
-    reports: Sender<Report>,
-    clean: bool,
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        report(&self.reports, Report::Ended(self.clean));
-    }
-}
-
-impl Slot {
-    fn new(parts: SlotParts, shared: Arc<SlotShared>, inbox: Receiver<Message>, wake: Arc<OwnedFd>) -> Slot {
-        Slot {
+impl<H: Host> Slot<H> {
+    /// `wake` is written to with every message.
+    pub fn new(parts: SlotParts<H>, wake: Option<Arc<OwnedFd>>) -> (Slot<H>, SlotHandle) {
+        let (sender, inbox) = crossbeam_channel::unbounded();
+        let shared = Arc::new(SlotShared::default());
+        shared.lock().roots = parts.roots.iter().map(root_status).collect();
+        shared.lock().filesystem.name = parts.name.clone();
+        *shared.meter() = Meter::new(parts.roots.iter().map(|r| (r.id, r.name.clone())));
+        let handle = SlotHandle { flusher: Flusher { inbox: sender, wake }, shared: Arc::clone(&shared) };
+        let slot = Slot {
+            machine: Machine::new(parts.cause, parts.keep.has_group()),
+            event: Event::Begin,
             states: vec![None; parts.roots.len()],
             generations: Generations::default(),
             pace: Pace::default(),
@@ -135,55 +146,79 @@ impl Slot {
             gaps: Vec::new(),
             left_to_translate: 0,
             letting_go: false,
+            clock: parts.host.clock(),
             parts,
             source: None,
             remembered: Coalesce::default(),
             linked: Linked::default(),
             pending: None,
-            clock: SystemClock,
             shared,
             inbox,
-            wake,
             flushes: BTreeMap::new(),
             canaries: BTreeMap::new(),
             next_flush: 0,
+        };
+        (slot, handle)
+    }
+
+    /// Carries out one command of the machine.
+    pub fn turn(&mut self) -> Turn {
+        if self.event == Event::Begin && !self.parts.keep.has_group() {
+            self.say_how_it_began("the service manager had kept nothing of it");
+        }
+        self.shared.progress.fetch_add(1, Ordering::Relaxed);
+        self.receive();
+        let doubts = self.source.as_ref().map(|s| s.doubt_state()).unwrap_or_default();
+        self.event = match self.machine.step(self.clock.boot_ns(), self.event, doubts) {
+            Command::Adopt => self.adopt(),
+            Command::Place => self.place(),
+            Command::CommitGap(cause) => self.commit_gap(cause),
+            Command::Announce => self.tell(Report::Ready),
+            Command::Wait { until_ns, listen } => {
+                self.event = Event::Woken { readable: false };
+                return Turn::Waits { until_ns, listen };
+            }
+            Command::Nap => {
+                self.event = Event::Done;
+                return Turn::Naps(limits::INTAKE_NAP);
+            }
+            Command::Read => self.read(),
+            Command::CountQueued => Event::Queued(self.count_queued()),
+            Command::Commit => self.commit(self.machine.events_read()),
+            Command::Check { flush } => self.check(flush),
+            Command::Answer(id) => self.answer(id),
+            Command::End => return Turn::Ended { clean: self.end() },
+        };
+        Turn::Went
+    }
+
+    /// After a wait: whether it ended because events can be read.
+    pub fn woken(&mut self, readable: bool) {
+        if let Event::Woken { .. } = self.event {
+            self.event = Event::Woken { readable };
         }
     }
 
     /// False if the journal did not take everything.
-    fn run(mut self) -> bool {
-        let left = self.parts.keep.has_group();
-        if !left {
-            self.say_how_it_began("the service manager had kept nothing of it");
-        }
-        let mut machine = Machine::new(self.parts.cause, left);
-        let mut event = Event::Begin;
-        loop {
-            self.shared.progress.fetch_add(1, Ordering::Relaxed);
-            self.receive(&mut machine);
-            let doubts = self.source.as_ref().map(|s| s.doubt_state()).unwrap_or_default();
-            match machine.step(self.clock.boot_ns(), event, doubts) {
-                Command::End => break,
-                command => event = self.carry_out(command, machine.events_read()),
-            }
-        }
-        let clean = machine.all_committed();
+    fn end(&mut self) -> bool {
+        let clean = self.machine.all_committed();
         if clean {
-            self.on_disk(|slot| generation::make_last(&slot.parts.roots, &mut slot.parts.journal));
+            self.on_disk(|slot| {
+                generation::make_last(&slot.parts.host, &slot.parts.roots, &mut slot.parts.journal);
+            });
             self.source.iter_mut().for_each(|source| source.leave());
         }
-        // The group and the journal are closed before anybody hears of the end.
         clean
     }
 
-    fn receive(&mut self, machine: &mut Machine) {
+    fn receive(&mut self) {
         while let Ok(message) = self.inbox.try_recv() {
             match message {
                 // Cut off: it is told at once.
                 Message::Flush(_) | Message::Canary(_) if self.is_crowded() => {}
                 Message::Flush(answer) => {
                     self.flushes.insert(self.next_flush, answer);
-                    machine.request(Request::Flush(self.next_flush));
+                    self.machine.request(Request::Flush(self.next_flush));
                     self.next_flush += 1;
                 }
                 Message::Canary(answer) => {
@@ -194,43 +229,23 @@ impl Slot {
                         continue;
                     }
                     self.canaries.insert(self.next_flush, answer);
-                    machine.request(Request::Flush(self.next_flush));
+                    self.machine.request(Request::Flush(self.next_flush));
                     self.next_flush += 1;
                 }
-                Message::Probe => machine.request(Request::Probe),
+                Message::Probe => self.machine.request(Request::Probe),
                 Message::Mounts => {
                     self.shared.mounts.take();
                     if !self.on_disk(|slot| slot.is_steady()) {
-                        machine.request(Request::Probe);
+                        self.machine.request(Request::Probe);
                     }
                 }
-                Message::Stop => machine.request(Request::Stop),
+                Message::Stop => self.machine.request(Request::Stop),
             }
         }
     }
 
     fn is_crowded(&self) -> bool {
         self.flushes.len() + self.canaries.len() >= limits::WAITING_MAX
-    }
-
-    fn carry_out(&mut self, command: Command, read: u64) -> Event {
-        match command {
-            Command::Adopt => self.adopt(),
-            Command::Place => self.place(),
-            Command::CommitGap(cause) => self.commit_gap(cause),
-            Command::Announce => self.tell(Report::Ready),
-            Command::Wait { until_ns, listen } => self.wait(until_ns, listen),
-            Command::Nap => {
-                std::thread::sleep(limits::INTAKE_NAP);
-                Event::Done
-            }
-            Command::Read => self.read(),
-            Command::CountQueued => Event::Queued(self.count_queued()),
-            Command::Commit => self.commit(read),
-            Command::Check { flush } => self.check(flush),
-            Command::Answer(id) => self.answer(id),
-            Command::End => Event::Done,
-        }
     }
 
     fn tell(&self, what: Report) -> Event {
@@ -265,7 +280,7 @@ impl Slot {
         // The old group goes first: there may be only so many.
         self.end_source();
         let stood = self.on_disk(|slot| slot.standing());
-        let placed = self.on_disk(|slot| place(&slot.parts.roots, &slot.parts.own, &mut slot.parts.keep));
+        let placed = self.on_disk(|slot| place(&mut slot.parts));
         match placed {
             Ok((source, seen, reason)) => {
                 self.begin_source(source, seen.len(), &reason);
@@ -292,7 +307,7 @@ impl Slot {
         }
     }
 
-    fn begin_source(&mut self, source: Box<dyn EventSource>, roots: usize, reason: &str) {
+    fn begin_source(&mut self, source: Box<dyn EventSource<H::Memory>>, roots: usize, reason: &str) {
         let kind = source.kind();
         if kind != Kind::Fanotify {
             self.parts.keep.forget();
@@ -320,33 +335,11 @@ impl Slot {
     }
 
     /// Work that may hang with a tracked disk.
-    fn on_disk<T>(&mut self, work: impl FnOnce(&mut Slot) -> T) -> T {
+    fn on_disk<T>(&mut self, work: impl FnOnce(&mut Slot<H>) -> T) -> T {
         self.shared.resolving.store(true, Ordering::Relaxed);
         let out = work(self);
         self.shared.resolving.store(false, Ordering::Relaxed);
         out
-    }
-
-    fn wait(&mut self, until_ns: Option<i64>, listen: bool) -> Event {
-        let timeout = until_ns.map(|until| {
-            let left = until.saturating_sub(self.clock.boot_ns()).max(0);
-            Timespec { tv_sec: left / 1_000_000_000, tv_nsec: left % 1_000_000_000 }
-        });
-        let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
-        if let (true, Some(source)) = (listen, &self.source) {
-            fds.push(PollFd::from_borrowed_fd(source.fd(), PollFlags::IN));
-        }
-        if poll(&mut fds, timeout.as_ref()).is_err() {
-            return Event::Woken { readable: false };
-        }
-        let readable = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
-        let woken = !fds[0].revents().is_empty();
-        if woken {
-            // Resets the counter; the messages themselves are in the channel.
-            let emptied = rustix::io::read(self.wake.as_fd(), &mut [0u8; 8]);
-            tracing::trace!("woken: {emptied:?}");
-        }
-        Event::Woken { readable }
     }
 
     fn read(&mut self) -> Event {
@@ -379,7 +372,7 @@ impl Slot {
     }
 
     fn standing(&self) -> Vec<Option<Standing>> {
-        self.parts.roots.iter().map(TrackedRoot::standing).collect()
+        self.parts.roots.iter().map(|root| self.parts.host.standing(&root.path)).collect()
     }
 
     /// True if no mount can have changed for these roots. To open them, as a check does, would make the unmount of one
@@ -396,7 +389,7 @@ impl Slot {
                 let checked = source.check();
                 (checked.intact, checked.roots)
             }
-            None => (false, look_at(&self.parts.roots)),
+            None => (false, look_at(&self.parts.host, &self.parts.roots)),
         }
     }
 
@@ -475,22 +468,23 @@ impl Slot {
 const PLACE_ERROR: &str = "cannot be watched";
 const READ_ERROR: &str = "cannot read events";
 
-type Placed = (Box<dyn EventSource>, Vec<RootSeen>, String);
+type Placed<M> = (Box<dyn EventSource<M>>, Vec<RootSeen>, String);
 
-/// fanotify, or inotify with the reason why not fanotify.
-fn place(roots: &[TrackedRoot], own: &[OwnDir], keep: &mut Keep) -> Result<Placed, PlaceError> {
-    match Fanotify::place(roots, own, keep) {
+/// fanotify, or what the host has instead with the reason why not fanotify.
+fn place<H: Host>(parts: &mut SlotParts<H>) -> Result<Placed<H::Memory>, PlaceError> {
+    let SlotParts { host, roots, own, keep, .. } = parts;
+    match Fanotify::place(host, roots, own, keep) {
         Ok((source, seen)) => Ok((Box::new(source), seen, String::new())),
         Err(PlaceError::Refused { reason }) => {
-            let (source, seen) = Inotify::place(roots, own)?;
-            Ok((Box::new(source), seen, reason))
+            let (source, seen) = host.place_instead(roots, own)?;
+            Ok((source, seen, reason))
         }
         Err(e) => Err(e),
     }
 }
 
-fn look_at(roots: &[TrackedRoot]) -> Vec<RootSeen> {
-    let seen = |(root, tracked): (usize, &TrackedRoot)| match tracked.look() {
+fn look_at(host: &impl Host, roots: &[TrackedRoot]) -> Vec<RootSeen> {
+    let seen = |(root, tracked): (usize, &TrackedRoot)| match tracked.look(host) {
         Found::Ok(_) => RootSeen { root, state: RootState::Ok, why: String::new() },
         Found::Not { state, why } => RootSeen { root, state, why },
     };

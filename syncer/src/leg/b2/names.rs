@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use shared::path::RelPath;
 
 /// By Backblaze's page on file names.
-pub(super) const NAME_BYTES_MAX: usize = 1024;
+pub const NAME_BYTES_MAX: usize = 1024;
 /// Below the leg's top, for what is not the mirror itself.
 pub(super) const RESERVED: &str = ".longshore";
 

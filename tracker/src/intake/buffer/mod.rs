@@ -1,37 +1,30 @@
-//! The intake buffer of one filesystem: events go from the kernel straight into a memfd, which the service manager
-//! keeps, and stay there until the journal has them. So a kill at any moment loses nothing.
+//! The intake buffer of one filesystem: events go from the kernel straight into memory that the service manager keeps,
+//! and stay there until the journal has them. So a kill at any moment loses nothing.
 
 mod layout;
+mod memfd;
 #[cfg(feature = "kill-points")]
 mod switched_off;
 mod sys;
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
 use shared::entry::Cause;
 use shared::journal::IntakeMark;
 use shared::{kill, limits};
 
 use super::records;
-use layout::{Hot, LAYOUT, MAGIC, NONE, PAGE, Recovery, TOTAL_BYTES, Word};
-use sys::{HEAD_BYTES, Map};
+use crate::host::Memory;
+use layout::{Hot, LAYOUT, MAGIC, NONE, PAGE, Recovery, Word};
 
-pub use layout::{Lasting, RootMark, Unfit};
+pub use layout::{Lasting, RootMark, TOTAL_BYTES, Unfit};
+pub use memfd::Memfd;
+pub use sys::{HEAD_BYTES, WORDS};
 
-/// Not FUTURE_WRITE: the next instance could not map it for writing (measured on 6.18).
-const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
-/// A killed tracker that is still in a long read holds its lock until that has run to its end.
-const LOCK_TRIES: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
-
-pub struct Buffer {
-    fd: OwnedFd,
-    map: Map,
+pub struct Buffer<M = Memfd> {
+    memory: M,
     lasting: Lasting,
     /// Pages of the data in which not all bytes behind the published ones are known to be zero.
     used: Vec<bool>,
@@ -54,74 +47,63 @@ pub struct Recovered {
     pub is_anew: bool,
 }
 
-impl Buffer {
-    /// A new one, which owes a gap over all roots.
-    pub fn create(lasting: Lasting, cause: Cause) -> io::Result<Buffer> {
-        let mut buffer = Buffer::make(lasting)?;
+impl<M: Memory> Buffer<M> {
+    /// A new one, in memory that is all zero. It owes a gap over all roots.
+    pub fn create(memory: M, lasting: Lasting, cause: Cause) -> Buffer<M> {
+        let mut buffer = Buffer::make(memory, lasting);
         buffer.owe(cause);
         buffer.fix_pages();
-        Ok(buffer)
+        buffer
     }
 
-    fn make(lasting: Lasting) -> io::Result<Buffer> {
-        let fd =
-            rustix::fs::memfd_create(c"longshore-intake", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        rustix::fs::ftruncate(&fd, TOTAL_BYTES as u64)?;
-        rustix::fs::fcntl_add_seals(&fd, SEALS)?;
+    fn make(memory: M, lasting: Lasting) -> Buffer<M> {
         let roots = lasting.roots.clone();
-        let mut buffer = Buffer::map(fd, TOTAL_BYTES, lasting, false)?;
+        let mut buffer = Buffer::of(memory, lasting, false);
         buffer.set(Word::Magic, MAGIC);
         buffer.set(Word::Layout, LAYOUT);
         buffer.set(Word::At, NONE);
         buffer.set(Word::PoisonAt, NONE);
         buffer.set_roots(roots);
-        Ok(buffer)
+        buffer
     }
 
-    /// One that an earlier instance left. If that was of another layout and ended cleanly, a new one in its place: it
-    /// is in no store yet.
-    pub fn open(fd: OwnedFd) -> Result<Buffer, Unfit> {
-        let file = |e: io::Error| Unfit::File(e.to_string());
-        let stat = rustix::fs::fstat(&fd).map_err(|e| file(e.into()))?;
-        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|e| file(e.into()))?;
-        let bytes = usize::try_from(stat.st_size).unwrap_or(0);
-        if bytes < HEAD_BYTES || !seals.contains(SEALS) {
-            return Err(Unfit::Layout);
-        }
+    /// One that an earlier instance left. If that was of another layout and ended cleanly, a new one in its place, in
+    /// `new` memory: it is in no store yet.
+    pub fn open(memory: M, new: impl FnOnce() -> io::Result<M>) -> Result<Buffer<M>, Unfit> {
         let nobody =
             Lasting { buffer_id: [0; 16], boot_id: String::new(), journal_id: [0; 16], roots: Vec::new() };
-        let mut buffer = Buffer::map(fd, bytes.min(TOTAL_BYTES), nobody, true).map_err(file)?;
+        let mut buffer = Buffer::of(memory, nobody, true);
         if buffer.word(Word::Magic) != MAGIC {
             return Err(Unfit::Damaged("its head is no head"));
         }
-        buffer.lasting = layout::decode(buffer.map.behind(buffer.word(Word::Lasting)))?;
-        match (buffer.word(Word::Layout) == LAYOUT && bytes == TOTAL_BYTES, buffer.word(Word::Clean)) {
+        buffer.lasting = layout::decode(buffer.memory.behind(buffer.word(Word::Lasting)))?;
+        let is_ours = buffer.word(Word::Layout) == LAYOUT && buffer.memory.size() == TOTAL_BYTES;
+        match (is_ours, buffer.word(Word::Clean)) {
             (true, _) => Ok(buffer),
-            (false, 1) => buffer.laid_out_anew().map_err(file),
+            (false, 1) => {
+                let new = new().map_err(|e| Unfit::File(e.to_string()))?;
+                Ok(buffer.laid_out_anew(new))
+            }
             (false, _) => Err(Unfit::Layout),
         }
     }
 
     /// For the journal and for whoever opens it, this is the buffer that was left.
-    fn laid_out_anew(self) -> io::Result<Buffer> {
-        let mut new = Buffer::make(self.lasting.clone())?;
+    fn laid_out_anew(self, memory: M) -> Buffer<M> {
+        let mut new = Buffer::make(memory, self.lasting.clone());
         new.set(Word::Epoch, self.word(Word::Epoch));
         new.is_anew = true;
-        Ok(new)
+        new
     }
 
-    fn map(fd: OwnedFd, bytes: usize, lasting: Lasting, used: bool) -> io::Result<Buffer> {
-        lock(fd.as_fd())?;
-        let map = Map::new(fd.as_fd(), bytes)?;
-        let buffer = Buffer {
-            fd,
-            map,
+    fn of(memory: M, lasting: Lasting, used: bool) -> Buffer<M> {
+        Buffer {
+            memory,
             lasting,
             used: vec![used; limits::INTAKE_BATCH_BYTES / PAGE],
             part: limits::INTAKE_BATCH_BYTES,
             is_anew: false,
-        };
-        Ok(buffer)
+        }
     }
 
     /// It takes the place of one that another version left.
@@ -129,8 +111,8 @@ impl Buffer {
         self.is_anew
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
     pub fn lasting(&self) -> &Lasting {
@@ -138,11 +120,11 @@ impl Buffer {
     }
 
     fn word(&self, word: Word) -> u64 {
-        self.map.word(word as usize)
+        self.memory.word(word as usize)
     }
 
     fn set(&self, word: Word, value: u64) {
-        self.map.set_word(word as usize, value);
+        self.memory.set_word(word as usize, value);
     }
 
     fn hot(&self) -> Hot {
@@ -170,12 +152,12 @@ impl Buffer {
         let bytes = layout::encode(&self.lasting);
         // Into the other copy, so that a kill leaves one that is whole.
         let at = layout::other_lasting(self.word(Word::Lasting));
-        self.map.bytes_mut(at..at + bytes.len()).copy_from_slice(&bytes);
+        self.memory.store(at, &bytes);
         self.set(Word::Lasting, at as u64);
     }
 
     fn fix_pages(&mut self) {
-        let locked = self.map.lock();
+        let locked = self.memory.lock();
         self.set(Word::Locked, u64::from(locked.is_ok()));
         if let Err(e) = locked {
             static SAID: AtomicBool = AtomicBool::new(false);
@@ -209,8 +191,11 @@ impl Buffer {
         };
         #[cfg(feature = "kill-points")]
         switched_off::recovery(self);
-        let Recovery { stores, left, torn, taken, damaged } =
-            layout::recover(&self.hot(), self.map.bytes(layout::data(0..limits::INTAKE_BATCH_BYTES)), epoch)?;
+        let Recovery { stores, left, torn, taken, damaged } = layout::recover(
+            &self.hot(),
+            self.memory.bytes(layout::data(0..limits::INTAKE_BATCH_BYTES)),
+            epoch,
+        )?;
         for (word, value) in stores {
             self.set(word, value);
             kill::point("recovering");
@@ -220,12 +205,12 @@ impl Buffer {
         #[cfg(feature = "kill-points")]
         let left = switched_off::buffer(self, left);
         let bytes = left.len();
-        let events = records::count(self.map.bytes(layout::data(left)));
+        let events = records::count(self.memory.bytes(layout::data(left)));
         Ok(Recovered { events, bytes, torn, taken, damaged, is_anew: self.is_anew })
     }
 
-    /// Reads from the group into the next slot. The kernel writes nothing behind what it reports.
-    pub fn read(&mut self, group: BorrowedFd<'_>) -> io::Result<Slot> {
+    /// Reads into the next slot, by what writes nothing behind what it reports.
+    pub fn read(&mut self, read: impl FnOnce(&mut M, Range<usize>) -> io::Result<usize>) -> io::Result<Slot> {
         let at = self.word(Word::Published) as usize;
         let end = limits::INTAKE_BATCH_BYTES.min(at + limits::INTAKE_READ_BYTES);
         self.clear(at..end);
@@ -233,13 +218,13 @@ impl Buffer {
         self.set(Word::SlotBytes, (end - at) as u64);
         self.set(Word::Reading, 1);
         kill::point("marked");
-        match self.map.read_from(group, layout::data(at..end)) {
+        match read(&mut self.memory, layout::data(at..end)) {
             Ok(bytes) => {
                 kill::point("read");
                 self.set(Word::Published, (at + bytes) as u64);
                 kill::point("published");
                 self.set(Word::Reading, 0);
-                let events = records::count(self.map.bytes(layout::data(at..at + bytes)));
+                let events = records::count(self.memory.bytes(layout::data(at..at + bytes)));
                 Ok(Slot { events, bytes, room: end - at })
             }
             Err(e) => {
@@ -258,7 +243,7 @@ impl Buffer {
     pub fn fill(&mut self, bytes: &[u8]) {
         let at = self.word(Word::Published) as usize;
         self.clear(at..at + bytes.len());
-        self.map.bytes_mut(layout::data(at..at + bytes.len())).copy_from_slice(bytes);
+        self.memory.store(layout::data(at..at).start, bytes);
         self.set(Word::Published, (at + bytes.len()) as u64);
     }
 
@@ -267,7 +252,7 @@ impl Buffer {
         for page in range.start / PAGE..range.end.div_ceil(PAGE) {
             if std::mem::take(&mut self.used[page]) {
                 let dirty = range.start.max(page * PAGE)..(page + 1) * PAGE;
-                self.map.bytes_mut(layout::data(dirty)).fill(0);
+                self.memory.clear(layout::data(dirty));
             }
         }
     }
@@ -277,14 +262,14 @@ impl Buffer {
         let (from, to) = (self.word(Word::Consumed) as usize, self.word(Word::Published) as usize);
         let mut end = to;
         if end - from > self.part {
-            end = from + records::prefix(self.map.bytes(layout::data(from..to)), self.part);
+            end = from + records::prefix(self.memory.bytes(layout::data(from..to)), self.part);
         }
         self.set(Word::NextEnd, end as u64);
         from..end
     }
 
     pub fn bytes(&self, batch: Range<usize>) -> &[u8] {
-        self.map.bytes(layout::data(batch))
+        self.memory.bytes(layout::data(batch))
     }
 
     /// The record at this place is being translated. True if it has killed the tracker often enough.
@@ -331,7 +316,7 @@ impl Buffer {
     /// Remembers a directory whose deletion was read.
     pub fn bury(&mut self, trace: u64) {
         let number = self.word(Word::Gone);
-        self.map.bytes_mut(layout::gone(number)).copy_from_slice(&trace.to_ne_bytes());
+        self.memory.store(layout::gone(number).start, &trace.to_ne_bytes());
         self.set(Word::Gone, number + 1);
     }
 
@@ -339,7 +324,7 @@ impl Buffer {
     pub fn gone(&self) -> Vec<u64> {
         let count = self.word(Word::Gone);
         let first = count.saturating_sub(limits::INTAKE_GONE_MAX as u64);
-        let trace = |n| self.map.bytes(layout::gone(n)).first_chunk().map(|b| u64::from_ne_bytes(*b));
+        let trace = |n| self.memory.bytes(layout::gone(n)).first_chunk().map(|b| u64::from_ne_bytes(*b));
         (first..count).filter_map(trace).collect()
     }
 }
@@ -350,17 +335,6 @@ pub struct Slot {
     pub events: u64,
     pub bytes: usize,
     pub room: usize,
-}
-
-/// The lock is the process's: it goes with it, although the service manager holds the same open file.
-fn lock(fd: BorrowedFd<'_>) -> io::Result<()> {
-    for _ in 0..LOCK_TRIES {
-        match rustix::fs::fcntl_lock(fd, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => std::thread::sleep(LOCK_PAUSE),
-            done => return Ok(done?),
-        }
-    }
-    Err(io::Error::other("another process uses it"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! A buffer in a real memfd: what is zero, what is refused, what a later instance sees.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::fs::MemfdFlags;
+
+use super::memfd::SEALS;
 use super::*;
 use crate::intake::records::tests::{event, named};
 
@@ -10,7 +14,7 @@ fn lasting() -> Lasting {
 }
 
 fn buffer() -> Buffer {
-    let mut buffer = Buffer::create(lasting(), Cause::Start).unwrap();
+    let mut buffer = Buffer::create(Memfd::create().unwrap(), lasting(), Cause::Start);
     // The gap row.
     buffer.finish(true);
     buffer
@@ -22,7 +26,11 @@ fn record(name: &[u8]) -> Vec<u8> {
 
 /// The next instance, after this one was killed.
 fn next(buffer: &Buffer) -> Buffer {
-    Buffer::open(buffer.fd.try_clone().unwrap()).unwrap()
+    opened(buffer).unwrap()
+}
+
+fn of_file(fd: OwnedFd) -> Result<Buffer, Unfit> {
+    Buffer::open(Memfd::open(fd)?, Memfd::create)
 }
 
 fn mark(epoch: u64) -> IntakeMark {
@@ -36,10 +44,14 @@ fn source() -> (UnixStream, UnixStream) {
     (ours, theirs)
 }
 
+fn read_from(buffer: &mut Buffer, from: &impl AsFd) -> io::Result<Slot> {
+    buffer.read(|memory, range| memory.read_from(from.as_fd(), range))
+}
+
 fn read(buffer: &mut Buffer, bytes: &[u8]) -> Slot {
     let (mut give, take) = source();
     std::io::Write::write_all(&mut give, bytes).unwrap();
-    buffer.read(take.as_fd()).unwrap()
+    read_from(buffer, &take).unwrap()
 }
 
 #[test]
@@ -57,7 +69,7 @@ fn what_was_read_is_there_for_the_next_instance_until_it_is_finished() {
 
 #[test]
 fn a_first_start_that_was_cut_short_owes_its_gap_and_a_finished_one_does_not() {
-    let first = Buffer::create(lasting(), Cause::Start).unwrap();
+    let first = Buffer::create(Memfd::create().unwrap(), lasting(), Cause::Start);
     assert_eq!(next(&first).owed(), Some(Cause::Start));
     let mut cut = next(&first);
     cut.recover(None).unwrap();
@@ -71,10 +83,10 @@ fn a_first_start_that_was_cut_short_owes_its_gap_and_a_finished_one_does_not() {
 fn a_read_that_fails_owes_a_gap_and_one_that_finds_nothing_does_not() {
     let mut buffer = buffer();
     let (_give, take) = source();
-    assert!(buffer.read(take.as_fd()).is_err());
+    assert!(read_from(&mut buffer, &take).is_err());
     assert_eq!(buffer.owed(), None);
     let dir = std::fs::File::open("/").unwrap();
-    assert!(buffer.read(dir.as_fd()).is_err());
+    assert!(read_from(&mut buffer, &dir).is_err());
     assert_eq!(buffer.owed(), Some(Cause::Damaged));
 }
 
@@ -88,7 +100,7 @@ fn the_slot_ahead_is_zero_whatever_was_there_before() {
         });
         let mut got = 0;
         while got < size {
-            match buffer.read(take.as_fd()) {
+            match read_from(&mut buffer, &take) {
                 Ok(slot) => got += slot.bytes,
                 Err(e) => assert_eq!(e.kind(), io::ErrorKind::WouldBlock),
             }
@@ -152,7 +164,7 @@ fn roots_are_replaced_as_a_whole() {
 fn another_file_is_no_buffer() {
     let plain = rustix::fs::memfd_create(c"x", MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&plain, TOTAL_BYTES as u64).unwrap();
-    assert_eq!(Buffer::open(plain).err(), Some(Unfit::Layout), "it could shrink under the mapping");
+    assert_eq!(of_file(plain).err(), Some(Unfit::Layout), "it could shrink under the mapping");
     let other = IntakeMark { buffer_id: [9; 16], ..mark(1) };
     assert_eq!(next(&buffer()).recover(Some(&other)).err(), Some(Unfit::Epoch));
     assert_eq!(next(&buffer()).recover(None).err(), Some(Unfit::Epoch));
@@ -165,7 +177,7 @@ fn of_another_version(buffer: &Buffer) -> Buffer {
 }
 
 fn opened(buffer: &Buffer) -> Result<Buffer, Unfit> {
-    Buffer::open(buffer.fd.try_clone().unwrap())
+    of_file(buffer.memory.fd().try_clone_to_owned().unwrap())
 }
 
 #[test]
@@ -232,7 +244,7 @@ fn what_another_version_leaves_is_read_from_places_and_in_a_form_that_never_chan
         rustix::io::pwrite(&fd, &words, 0).unwrap();
         rustix::io::pwrite(&fd, &[head.as_slice(), json].concat(), at).unwrap();
         rustix::fs::fcntl_add_seals(&fd, SEALS).unwrap();
-        let mut new = Buffer::open(fd).unwrap();
+        let mut new = of_file(fd).unwrap();
         assert_eq!(
             new.lasting(),
             &Lasting { roots: vec![RootMark { id: 3, rules: 4, identity: 5 }], ..lasting() }

@@ -2,7 +2,6 @@
 //! goes on without a gap.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
 use shared::entry::{Cause, Handle};
@@ -10,20 +9,19 @@ use shared::journal::IntakeMark;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Fanotify;
-use super::canary::unmark_dirs;
 use super::place::{GROUP_FLAGS, MARK_MASK, Roots, marks};
+use crate::host::Host;
 use crate::intake::buffer::{Recovered, RootMark, Unfit};
 use crate::intake::keep::Keep;
 use crate::intake::{PlaceError, RootSeen};
-use crate::resolve::OpenMount;
 use crate::roots::{OwnDir, TrackedRoot};
 
 /// A flag that the kernel itself adds to the mark of a filesystem (measured on 6.18).
 const EVENT_ON_CHILD: u64 = libc::FAN_EVENT_ON_CHILD;
 
 /// A source that goes on where the one before was killed or stopped.
-pub struct Adopted {
-    pub source: Fanotify,
+pub struct Adopted<H: Host> {
+    pub source: Fanotify<H>,
     pub seen: Vec<RootSeen>,
     pub recovered: Recovered,
     /// Roots that need a gap nevertheless.
@@ -61,22 +59,22 @@ pub struct Known {
     pub doubts: Vec<Handle>,
 }
 
-impl Fanotify {
+impl<H: Host> Fanotify<H> {
     pub fn adopt(
+        host: &H,
         roots: &[TrackedRoot],
         own: &[OwnDir],
-        keep: &mut Keep,
+        keep: &mut Keep<H>,
         known: Known,
-    ) -> Result<Adopted, NotAdopted> {
+    ) -> Result<Adopted<H>, NotAdopted> {
         let mut buffer = keep.take_left().map_err(NotAdopted::Buffer)?;
         let recovered = buffer.recover(known.mark.as_ref()).map_err(NotAdopted::Buffer)?;
         let (marks_then, owed) = (buffer.lasting().roots.clone(), buffer.owed());
         // Whatever is wrong from here on, a new group may use it.
         keep.give_buffer(buffer);
         let group = keep.take_group().ok_or(NotAdopted::Unmarked)?;
-        let found = Roots::look(roots).map_err(NotAdopted::Place)?;
-        let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", group.as_raw_fd()));
-        let fdinfo = fdinfo.unwrap_or_default();
+        let found = Roots::look(host, roots).map_err(NotAdopted::Place)?;
+        let fdinfo = host.fdinfo(&group).unwrap_or_default();
         if !marks(&fdinfo, found.dev) {
             return Err(NotAdopted::Unmarked);
         }
@@ -85,13 +83,13 @@ impl Fanotify {
         }
         let gaps = gaps(roots, &marks_then, &root_marks(roots, &found.handles()));
         let seen = found.seen.clone();
-        let kept = |keep: &mut Keep, group: &OwnedFd, mount: &OpenMount| {
-            unmark_dirs(group.as_fd(), mount.fd())
+        let kept = |keep: &mut Keep<H>, group: &H::Group, view: &H::View| {
+            host.unmark_dirs(group, view)
                 .map_err(|source| PlaceError::Io { op: "take away the mark of a canary", source })?;
             let lost = io::ErrorKind::NotFound.into();
             keep.take_buffer().ok_or(PlaceError::Io { op: "take over the intake buffer", source: lost })
         };
-        let mut source = found.into_source(group, roots, own, keep, kept).map_err(NotAdopted::Place)?;
+        let mut source = found.into_source(host, group, roots, own, keep, kept).map_err(NotAdopted::Place)?;
         let gone = source.buffer.as_ref().map(|b| b.gone()).unwrap_or_default();
         // A gap over all roots covers what was in doubt.
         let doubts = if owed.is_some() { Vec::new() } else { known.doubts };

@@ -2,21 +2,19 @@
 //! for just that, which the group must tell. Nothing is written.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::limits;
 
 use super::Fanotify;
 use super::place::open_roots;
+use crate::host::Host;
+use crate::intake::PlaceError;
 use crate::intake::records::{Record, Records};
-use crate::intake::{PlaceError, sys};
-use crate::mounts;
-use crate::resolve::OpenMount;
+use crate::roots::OpenRoot;
 
-const MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
+/// What the mark of a canary tells of.
+pub const RING_MASK: u64 = libc::FAN_OPEN | libc::FAN_ONDIR;
 
 /// What is known of one root's canary.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,17 +37,12 @@ impl Canary {
     }
 }
 
-/// Takes away all marks on single directories, and no event: a tracker that was killed under its canary left one.
-pub(super) fn unmark_dirs(group: BorrowedFd<'_>, any: BorrowedFd<'_>) -> io::Result<()> {
-    sys::fanotify_mark(group, libc::FAN_MARK_FLUSH, 0, any)
-}
-
-impl Fanotify {
+impl<H: Host> Fanotify<H> {
     /// Opens every root that is there. What is told of it is read like any event.
     pub(super) fn ring_roots(&mut self) {
-        let all = mounts::read().unwrap_or_default();
-        let (open, _) = open_roots(&self.roots, &all);
-        let ring = |open: crate::roots::OpenRoot| match self.open_marked(open.fd.as_fd()) {
+        let all = self.host.mounts().unwrap_or_default();
+        let (open, _) = open_roots(&self.host, &self.roots, &all);
+        let ring = |open: OpenRoot<H::Dir>| match self.host.ring(&self.group, &open.fd, self.dev) {
             Ok(handle) => Canary::Awaited(handle),
             Err(e) => {
                 tracing::debug!("no canary at {}: {e}", self.fs);
@@ -57,28 +50,6 @@ impl Fanotify {
             }
         };
         self.canaries = open.into_iter().map(|open| open.map_or(Canary::None, ring)).collect();
-    }
-
-    fn open_marked(&self, root: BorrowedFd<'_>) -> io::Result<Handle> {
-        let opened = self.open_under_mark(root);
-        match &opened {
-            // In a subvolume of btrfs only the whole filesystem can have marks: then the top stands for the root.
-            Err(e) if Errno::from_io_error(e) == Some(Errno::XDEV) => {
-                let whole = OpenMount::open(self.dev).map_err(io::Error::other)?;
-                self.open_under_mark(whole.fd())
-            }
-            _ => opened,
-        }
-    }
-
-    fn open_under_mark(&self, dir: BorrowedFd<'_>) -> io::Result<Handle> {
-        let handle = sys::name_to_handle(dir, c"")?;
-        sys::fanotify_mark(self.group.as_fd(), libc::FAN_MARK_ADD, MASK, dir)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(dir, c".", flags, Mode::empty());
-        unmark_dirs(self.group.as_fd(), dir)?;
-        opened?;
-        Ok(handle)
     }
 
     /// True if nothing but a canary is in the event.
@@ -91,7 +62,7 @@ impl Fanotify {
             let told = |canary: &Canary| matches!(canary, Canary::Awaited(handle) if *handle == dir);
             self.canaries.iter_mut().filter(|c| told(c)).for_each(|c| *c = Canary::Heard);
         }
-        record.mask & !MASK == 0
+        record.mask & !RING_MASK == 0
     }
 
     /// For a group that was just made: what it tells meanwhile is covered by the gap that follows, and dropped.
@@ -99,13 +70,13 @@ impl Fanotify {
         self.ring_roots();
         let mut scratch = vec![0; limits::INTAKE_READ_BYTES];
         while let Some(silent) = self.canaries.iter().position(|c| c.heard() == Some(false)) {
-            let bytes = match rustix::io::read(&self.group, &mut scratch) {
+            let bytes = match self.host.read_aside(&self.group, &mut scratch) {
                 Ok(bytes) => bytes,
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     return Err(PlaceError::Silent { root: self.roots[silent].name.clone() });
                 }
-                Err(e) => return Err(PlaceError::Io { op: "read events", source: e.into() }),
+                Err(source) => return Err(PlaceError::Io { op: "read events", source }),
             };
             for record in Records::new(&scratch[..bytes]).flatten() {
                 if record.is_overflow() {

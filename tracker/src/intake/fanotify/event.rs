@@ -7,6 +7,7 @@ use shared::entry::{Mask, Scope};
 use super::Fanotify;
 use crate::batch::Batch;
 use crate::event_to_entry as entry;
+use crate::host::Host;
 use crate::intake::records::{HandleRef, Named, Record};
 use crate::resolve::tree::Place;
 use crate::resolve::{Lost, NameOf};
@@ -22,7 +23,7 @@ struct What<'a> {
     read: u64,
 }
 
-impl Fanotify {
+impl<H: Host> Fanotify<H> {
     pub(super) fn event(&mut self, record: &Record<'_>, batch: &mut Batch, read: u64) -> Result<(), Lost> {
         if let Some(error) = record.error {
             self.note_error(error, batch);

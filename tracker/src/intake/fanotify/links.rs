@@ -5,6 +5,7 @@ use hashbrown::{HashMap, HashSet};
 use shared::journal;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use crate::host::Host;
 use crate::intake::records::{HandleRef, Named};
 use crate::resolve::{Lost, Resolver};
 
@@ -66,7 +67,12 @@ impl Links {
     }
 
     /// True unless the name stands for another file, or none. What was unmounted cannot be asked; it gets a gap.
-    pub fn is_named(&mut self, resolver: &mut Resolver, named: &Named<'_>, file: HandleRef<'_>) -> bool {
+    pub fn is_named(
+        &mut self,
+        resolver: &mut Resolver<impl Host>,
+        named: &Named<'_>,
+        file: HandleRef<'_>,
+    ) -> bool {
         let (name, key) = (self.key_of_name(named), self.key(file));
         let known = self.named.get(&name).or_else(|| self.named_before.get(&name));
         if known == Some(&key) {
@@ -110,7 +116,11 @@ impl Links {
     }
 
     /// True unless it is certain that the file has no more than one name; asked once for each batch.
-    pub fn may_have_names(&mut self, resolver: &mut Resolver, file: HandleRef<'_>) -> Result<bool, Lost> {
+    pub fn may_have_names(
+        &mut self,
+        resolver: &mut Resolver<impl Host>,
+        file: HandleRef<'_>,
+    ) -> Result<bool, Lost> {
         let key = self.key(file);
         if let Some(&known) = self.may_have_names.get(&key) {
             return Ok(known);

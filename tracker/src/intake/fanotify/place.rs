@@ -1,9 +1,7 @@
 //! Marking a filesystem and checking that the mark is still there.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use shared::entry::Handle;
 use shared::journal::RootState;
@@ -12,13 +10,14 @@ use shared::kill;
 use super::Fanotify;
 use super::adopt::root_marks;
 use super::links::Links;
+use crate::host::{Host, View as _};
 use crate::intake::buffer::Buffer;
 use crate::intake::keep::Keep;
-use crate::intake::{Checked, PlaceError, RootSeen, sys};
+use crate::intake::{Checked, PlaceError, RootSeen};
 use crate::mounts::{self, Mount};
 use crate::resolve::doubts::Doubts;
-use crate::resolve::tree::Anchors;
-use crate::resolve::{MountError, OpenMount, Resolver};
+use crate::resolve::tree::{Anchors, Tree};
+use crate::resolve::{MountError, Resolver};
 use crate::roots::{Found, OpenRoot, OwnDir, TrackedRoot};
 
 /// No unlimited queue: whoever holds it open would have no bound on memory. Overflow is a gap.
@@ -38,45 +37,42 @@ pub const MARK_MASK: u64 = libc::FAN_CREATE
     | libc::FAN_ATTRIB
     | libc::FAN_RENAME
     | libc::FAN_ONDIR;
-const QUEUE_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_queued_events";
-const GROUPS_MAX_FILE: &str = "/proc/sys/fs/fanotify/max_user_groups";
-const QUEUE_MAX_DEFAULT: u64 = 16_384;
 
-impl Fanotify {
+impl<H: Host> Fanotify<H> {
     /// Marks the filesystem of the roots. Roots that are not there or not what they should be are left for later.
     pub fn place(
+        host: &H,
         roots: &[TrackedRoot],
         own: &[OwnDir],
-        keep: &mut Keep,
-    ) -> Result<(Fanotify, Vec<RootSeen>), PlaceError> {
-        let found = Roots::look(roots)?;
-        let group = sys::fanotify_init(GROUP_FLAGS).map_err(no_group)?;
+        keep: &mut Keep<H>,
+    ) -> Result<(Fanotify<H>, Vec<RootSeen>), PlaceError> {
+        let found = Roots::look(host, roots)?;
+        let group = host.new_group()?;
         let marks = root_marks(roots, &found.handles());
         let seen = found.seen.clone();
         // In this order: group and buffer are kept before there is anything to lose.
-        let mark_it = |keep: &mut Keep, group: &OwnedFd, mount: &OpenMount| {
+        let mark_it = |keep: &mut Keep<H>, group: &H::Group, view: &H::View| {
             let buffer = keep
-                .keep(group.as_fd(), &marks)
+                .keep(group, &marks)
                 .map_err(|source| PlaceError::Io { op: "make the intake buffer", source })?;
-            mark(group, mount.fd())?;
+            host.mark(group, view).map_err(refused)?;
             kill::point("placing");
             Ok(buffer)
         };
-        let mut source = found.into_source(group, roots, own, keep, mark_it)?;
+        let mut source = found.into_source(host, group, roots, own, keep, mark_it)?;
         source.prove()?;
         Ok((source, seen))
     }
 
     pub(super) fn is_marked(&self) -> bool {
-        let path = format!("/proc/self/fdinfo/{}", self.group.as_raw_fd());
-        std::fs::read_to_string(path).is_ok_and(|text| marks(&text, self.dev))
+        self.host.fdinfo(&self.group).is_ok_and(|text| marks(&text, self.dev))
     }
 
     /// Whether every root is still what it was and marked.
     pub(super) fn look(&mut self) -> Checked {
-        let all = mounts::read().unwrap_or_default();
-        let (open, roots) = open_roots(&self.roots, &all);
-        let watched = |(root, open): (usize, &Option<OpenRoot>)| match open {
+        let all = self.host.mounts().unwrap_or_default();
+        let (open, roots) = open_roots(&self.host, &self.roots, &all);
+        let watched = |(root, open): (usize, &Option<OpenRoot<H::Dir>>)| match open {
             Some(open) => {
                 open.handle.is_some()
                     && open.handle == self.anchors[root]
@@ -89,18 +85,21 @@ impl Fanotify {
     }
 }
 
+/// By root.
+type Open<D> = Vec<Option<OpenRoot<D>>>;
+
 /// The roots of one filesystem, open while a source is made for them.
-pub(super) struct Roots {
-    open: Vec<Option<OpenRoot>>,
+pub(super) struct Roots<D> {
+    open: Open<D>,
     pub seen: Vec<RootSeen>,
     pub dev: u64,
     fs: String,
 }
 
-impl Roots {
-    pub fn look(roots: &[TrackedRoot]) -> Result<Roots, PlaceError> {
-        let all = mounts::read().map_err(|source| PlaceError::Io { op: "read mountinfo", source })?;
-        let (open, seen) = open_roots(roots, &all);
+impl<D> Roots<D> {
+    pub fn look<H: Host<Dir = D>>(host: &H, roots: &[TrackedRoot]) -> Result<Roots<D>, PlaceError> {
+        let all = host.mounts().map_err(|source| PlaceError::Io { op: "read mountinfo", source })?;
+        let (open, seen) = open_roots(host, roots, &all);
         let Some(first) = open.iter().flatten().next() else { return Err(PlaceError::Absent(seen)) };
         let (dev, fs) = (superblock(first, &all), first.identity.fs.clone());
         Ok(Roots { open, seen, dev, fs })
@@ -111,25 +110,24 @@ impl Roots {
     }
 
     /// `buffer` marks the group, if it is a new one, and gives the buffer to read into.
-    pub fn into_source(
+    pub fn into_source<H: Host<Dir = D>>(
         self,
-        group: OwnedFd,
+        host: &H,
+        group: H::Group,
         roots: &[TrackedRoot],
         own: &[OwnDir],
-        keep: &mut Keep,
-        buffer: impl FnOnce(&mut Keep, &OwnedFd, &OpenMount) -> Result<Buffer, PlaceError>,
-    ) -> Result<Fanotify, PlaceError> {
+        keep: &mut Keep<H>,
+        buffer: impl FnOnce(&mut Keep<H>, &H::Group, &H::View) -> Result<Buffer<H::Memory>, PlaceError>,
+    ) -> Result<Fanotify<H>, PlaceError> {
         let (dev, anchors) = (self.dev, self.handles());
-        let mount = OpenMount::open(dev).map_err(no_mount)?;
-        let buffer = buffer(keep, &group, &mount)?;
-        let top = mount.top().map_err(refused)?;
-        // Without CAP_DAC_READ_SEARCH events still arrive, with handles nobody can open.
-        sys::open_by_handle(mount.fd(), &top, libc::O_PATH).map_err(refused)?;
+        let view = host.view(dev).map_err(no_mount)?;
+        let buffer = buffer(keep, &group, &view)?;
+        let top = view.top().map_err(refused)?;
         let own = own.iter().filter(|o| o.superblock == dev).filter_map(|o| o.handle.clone()).collect();
-        let mut resolver = Resolver::default();
-        resolver.reset(mount.dev(), Anchors { top: Some(top), roots: anchors.clone(), own });
-        let queue_max = std::fs::read_to_string(QUEUE_MAX_FILE).ok().and_then(|t| t.trim().parse().ok());
+        let mut resolver = Resolver::new(host.clone(), Tree::default());
+        resolver.reset(dev, Anchors { top: Some(top), roots: anchors.clone(), own });
         Ok(Fanotify {
+            host: host.clone(),
             group,
             roots: roots.to_vec(),
             dev,
@@ -140,7 +138,7 @@ impl Roots {
             doubts: Doubts::default(),
             links: Links::default(),
             buffer: Some(buffer),
-            queue_max: queue_max.unwrap_or(QUEUE_MAX_DEFAULT),
+            queue_max: host.queue_max(),
             last_error: None,
             canaries: Vec::new(),
         })
@@ -148,12 +146,16 @@ impl Roots {
 }
 
 /// Every root that is there and lies on the filesystem of the first one; and what was seen of each.
-pub(super) fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<OpenRoot>>, Vec<RootSeen>) {
+pub(super) fn open_roots<H: Host>(
+    host: &H,
+    roots: &[TrackedRoot],
+    all: &[Mount],
+) -> (Open<H::Dir>, Vec<RootSeen>) {
     let mut dev = None;
     let mut open = Vec::new();
     let mut seen = Vec::new();
     for (root, tracked) in roots.iter().enumerate() {
-        let (state, why, fd) = match tracked.look() {
+        let (state, why, fd) = match tracked.look(host) {
             Found::Ok(o) if *dev.get_or_insert(superblock(&o, all)) == superblock(&o, all) => {
                 (RootState::Ok, String::new(), Some(o))
             }
@@ -170,16 +172,8 @@ pub(super) fn open_roots(roots: &[TrackedRoot], all: &[Mount]) -> (Vec<Option<Op
 }
 
 /// The device number of the superblock that a root lies on, by its mount.
-pub fn superblock(root: &OpenRoot, all: &[Mount]) -> u64 {
+pub fn superblock<D>(root: &OpenRoot<D>, all: &[Mount]) -> u64 {
     mounts::superblock(all, root.attachment.mount_id).unwrap_or(root.attachment.dev)
-}
-
-fn mark(group: &OwnedFd, on: BorrowedFd<'_>) -> Result<(), PlaceError> {
-    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-    let with_errors = MARK_MASK | libc::FAN_FS_ERROR;
-    sys::fanotify_mark(group.as_fd(), flags, with_errors, on)
-        .or_else(|_| sys::fanotify_mark(group.as_fd(), flags, MARK_MASK, on))
-        .map_err(refused)
 }
 
 fn no_mount(e: MountError) -> PlaceError {
@@ -192,19 +186,9 @@ fn no_mount(e: MountError) -> PlaceError {
     }
 }
 
-fn no_group(e: io::Error) -> PlaceError {
-    let flags = EventfdFlags::CLOEXEC;
-    // The same error tells of too many open files.
-    if Errno::from_io_error(&e) != Some(Errno::MFILE) || rustix::event::eventfd(0, flags).is_err() {
-        return refused(e);
-    }
-    let max = std::fs::read_to_string(GROUPS_MAX_FILE).unwrap_or_default();
-    PlaceError::NoGroup { max: max.trim().to_owned() }
-}
-
 /// What the kernel never does for this filesystem, user or version is a refusal. Whatever else fails may pass: to go
 /// on with inotify then would be for ever.
-pub(super) fn refused(e: io::Error) -> PlaceError {
+pub(crate) fn refused(e: io::Error) -> PlaceError {
     let (name, why) = match Errno::from_io_error(&e) {
         Some(Errno::PERM) => ("EPERM", "fanotify needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"),
         Some(Errno::NODEV) => ("ENODEV", "this filesystem gives fanotify no identity, as FUSE does"),

@@ -1,6 +1,6 @@
 //! What the events of a real directory become, in an order that the test chooses.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use shared::limits;
 use super::super::records::tests::{event, handle_bytes, info};
 use super::place::{marks, refused};
 use super::*;
+use crate::host::Linux;
 use crate::intake::keep::Keep;
 use crate::intake::{PlaceError, sys};
 use crate::linked::Linked;
@@ -39,7 +40,7 @@ fn handle(path: &Path) -> Handle {
 
 /// A marked filesystem with one root. What its queue holds is never read: the tests play events of their own.
 struct Scene {
-    source: Fanotify,
+    source: Fanotify<Linux>,
     root: PathBuf,
     dir: tempfile::TempDir,
 }
@@ -56,8 +57,9 @@ impl Scene {
         for sub in dirs {
             std::fs::create_dir_all(path.join(sub)).unwrap();
         }
-        let mut keep = Keep::new("fs", "boot", JournalId([1; 16]), |_| None);
-        let (mut source, _) = Fanotify::place(&[root(1, &path, &[])], &[], &mut keep).unwrap();
+        let host = Linux::default();
+        let mut keep = Keep::new(host.clone(), "fs", "boot", JournalId([1; 16]));
+        let (mut source, _) = Fanotify::place(&host, &[root(1, &path, &[])], &[], &mut keep).unwrap();
         // The gap row of the start.
         source.finish(true);
         Some(Scene { source, root: path, dir })

@@ -47,7 +47,7 @@ fn after_a_directory_came_while_its_root_could_not_be_looked_at_the_watches_are_
     let (path, away) = (dir.path().join("root"), dir.path().join("away"));
     std::fs::create_dir(&path).unwrap();
     let mut tracked = root(1, &path, &[]);
-    tracked.check_at_start().unwrap();
+    tracked.check_at_start(&Linux::default()).unwrap();
     let mut source = placed(&[tracked]);
     assert!(source.check().intact);
     std::fs::rename(&path, &away).unwrap();

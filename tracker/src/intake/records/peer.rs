@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::tests::{event, handle_bytes, info, named};
 use super::*;
-use crate::intake::fanotify::place::{GROUP_FLAGS, MARK_MASK};
+use crate::intake::fanotify::{GROUP_FLAGS, MARK_MASK};
 use crate::intake::sys;
 
 /// What an event says, in the terms of both: handles are laid out as in `struct file_handle`.

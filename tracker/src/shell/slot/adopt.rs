@@ -1,13 +1,12 @@
 //! The start that takes over what an earlier instance left, and what is said of it.
 
-use shared::clock::Clock as _;
-
-use super::Slot;
+use super::{Slot, SlotParts};
 use crate::daemon::Event;
 use crate::generation;
+use crate::host::Host;
 use crate::intake::fanotify::{Adopted, Fanotify, Known};
 
-impl Slot {
+impl<H: Host> Slot<H> {
     pub(super) fn adopt(&mut self) -> Event {
         let known = match self.on_disk(Slot::known) {
             Ok(known) => known,
@@ -17,8 +16,10 @@ impl Slot {
                 return Event::NotAdopted(shared::entry::Cause::Adoption);
             }
         };
-        let adopted = self
-            .on_disk(|slot| Fanotify::adopt(&slot.parts.roots, &slot.parts.own, &mut slot.parts.keep, known));
+        let adopted = self.on_disk(|slot| {
+            let SlotParts { host, roots, own, keep, .. } = &mut slot.parts;
+            Fanotify::adopt(host, roots, own, keep, known)
+        });
         match adopted {
             Ok(adopted) => self.take_over(adopted),
             Err(why) => {
@@ -29,13 +30,13 @@ impl Slot {
     }
 
     fn known(&mut self) -> Result<Known, shared::database::DatabaseError> {
-        generation::bind(&self.parts.roots, &mut self.parts.journal)?;
+        generation::bind(&self.parts.host, &self.parts.roots, &mut self.parts.journal)?;
         let (journal, fs) = (&self.parts.journal, &self.parts.fs_key);
         let doubts = journal.doubts(fs)?.into_iter().map(|d| d.handle).collect();
         Ok(Known { mark: journal.intake(fs)?, doubts })
     }
 
-    fn take_over(&mut self, adopted: Adopted) -> Event {
+    fn take_over(&mut self, adopted: Adopted<H>) -> Event {
         let Adopted { source, seen, recovered, gaps, owed } = adopted;
         let mut text = format!("adopted, {} events were read and not committed", recovered.events);
         if recovered.is_anew {

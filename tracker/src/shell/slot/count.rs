@@ -1,15 +1,15 @@
 //! What a filesystem's thread counts for the status file: per read, batch and commit, never per event.
 
-use shared::clock::Clock as _;
 use shared::journal::Appended;
 use shared::limits;
 use shared::status::{Buffer, Queue};
 
 use super::Slot;
 use crate::batch::Batch;
+use crate::host::Host;
 use crate::intake::Taken;
 
-impl Slot {
+impl<H: Host> Slot<H> {
     pub(super) fn count_read(&self, taken: &Taken, now_ns: i64) {
         let mut status = self.shared.lock();
         let fs = &mut status.filesystem;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use shared::clock::{Clock as _, SystemClock};
 use shared::control::Canary;
 use shared::journal::RootState;
 use shared::limits;
@@ -58,14 +57,13 @@ impl SlotShared {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn status(&self) -> SlotStatus {
+    pub fn status(&self, now_boot_ns: i64) -> SlotStatus {
         self.told.take();
         let mut seen = self.lock().clone();
-        let now = SystemClock.boot_ns();
         let mut meter = self.meter();
         seen.filesystem.commit_latency = meter.latency();
-        seen.filesystem.top_dirs = meter.top_dirs(now);
-        seen.filesystem.top_processes = meter.top_processes(now, process::name_of);
+        seen.filesystem.top_dirs = meter.top_dirs(now_boot_ns);
+        seen.filesystem.top_processes = meter.top_processes(now_boot_ns, process::name_of);
         seen
     }
 }
@@ -74,14 +72,16 @@ impl SlotShared {
 #[derive(Clone)]
 pub struct Flusher {
     pub(super) inbox: Sender<Message>,
-    pub(super) wake: Arc<OwnedFd>,
+    /// Of a thread that waits.
+    pub(super) wake: Option<Arc<OwnedFd>>,
 }
 
 impl Flusher {
     pub(super) fn send(&self, message: Message) {
         // A thread that ended hears nothing; who waits for its answer sees the channel closed.
         if self.inbox.send(message).is_ok()
-            && let Err(e) = rustix::io::write(&self.wake, &1u64.to_ne_bytes())
+            && let Some(wake) = &self.wake
+            && let Err(e) = rustix::io::write(wake, &1u64.to_ne_bytes())
         {
             tracing::debug!("cannot wake a thread: {e}");
         }
@@ -106,7 +106,7 @@ impl Flusher {
     }
 }
 
-/// A running thread.
+/// What takes the turns of one filesystem.
 pub struct SlotHandle {
     pub(super) flusher: Flusher,
     pub shared: Arc<SlotShared>,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use shared::clock::Clock as _;
 use shared::database::DatabaseError;
 use shared::entry::Cause;
 use shared::journal::{Change, Commit, RootId, RootState};
@@ -12,9 +11,10 @@ use super::{Slot, SlotParts};
 use crate::batch::{self, Batch};
 use crate::daemon::Event;
 use crate::generation;
+use crate::host::Host;
 use crate::intake::{Kind, RootSeen, settled_by_gap};
 
-impl Slot {
+impl<H: Host> Slot<H> {
     pub(super) fn commit_gap(&mut self, cause: Cause) -> Event {
         let mut commit = Commit::default();
         if self.gaps.is_empty() {
@@ -124,8 +124,8 @@ impl Slot {
         let begun = self.clock.boot_ns();
         let rested = self.pace.is_rested(begun);
         let how = self.on_disk(|slot| {
-            let SlotParts { roots, own, journal, .. } = &slot.parts;
-            generation::work_off(commit, roots, own, journal, rested)
+            let SlotParts { host, roots, own, journal, .. } = &slot.parts;
+            generation::work_off(host, commit, roots, own, journal, rested)
         });
         if rested {
             self.pace.searched(begun, self.clock.boot_ns());
@@ -138,7 +138,7 @@ impl Slot {
     fn learn_generation(&mut self, now: i64) {
         let source = self.source.as_ref().filter(|s| s.kind() == Kind::Fanotify);
         if source.is_some_and(|s| s.doubt_count() == 0) {
-            self.on_disk(|slot| slot.generations.complete(&slot.parts.roots, now));
+            self.on_disk(|slot| slot.generations.complete(&slot.parts.host, &slot.parts.roots, now));
         }
     }
 

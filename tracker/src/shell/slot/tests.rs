@@ -3,18 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
-
 use std::path::Path;
 
-use shared::config::Config;
-
 use super::*;
+use crate::host::Linux;
 use crate::intake::{Checked, Kind, Taken};
 use crate::roots::tests::root;
+use crate::shell::room::ReserveFile;
 
 /// A source whose reads are played.
 struct Played {
-    fd: OwnedFd,
     reads: VecDeque<io::Result<Option<Taken>>>,
     /// What is left after each commit.
     left: VecDeque<usize>,
@@ -25,8 +23,8 @@ impl EventSource for Played {
         Kind::Fanotify
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     fn queued(&self) -> u64 {
@@ -53,14 +51,10 @@ impl EventSource for Played {
 }
 
 struct World {
-    slot: Slot,
+    slot: Slot<Linux>,
     flusher: Flusher,
     _reports: Receiver<Report>,
     dir: tempfile::TempDir,
-}
-
-fn eventfd() -> OwnedFd {
-    rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap()
 }
 
 fn world() -> World {
@@ -69,35 +63,29 @@ fn world() -> World {
     std::fs::create_dir(&path).unwrap();
     let (reports, receiver) = crossbeam_channel::unbounded();
     let journal = Journal::create_or_open(&dir.path().join("journal.db")).unwrap();
+    let host = Linux::default();
+    let room = Room::make(ReserveFile::in_dir(dir.path())).unwrap();
     let parts = SlotParts {
         number: 0,
+        host: host.clone(),
         before: "the first start",
-        keep: Keep::new("fs", "boot", journal.id(), |_| None),
+        keep: Keep::new(host.clone(), "fs", "boot", journal.id()),
         name: "fs".into(),
         fs_key: "fs".into(),
         roots: vec![root(1, &path, &[])],
         own: Vec::new(),
         journal,
         cause: Cause::Start,
-        common: Common {
-            heads: Arc::default(),
-            bound: Arc::new(Bound::new(&Config::parse(Path::new("test.toml"), "").unwrap())),
-            room: Arc::new(Room::make(dir.path()).unwrap()),
-        },
+        common: Common::new(&Config::parse(Path::new("test.toml"), "").unwrap(), host.clock(), room),
         reports,
     };
-    let shared = Arc::new(SlotShared::default());
-    shared.lock().roots = parts.roots.iter().map(root_status).collect();
-    let (sender, inbox) = crossbeam_channel::unbounded();
-    let wake = Arc::new(eventfd());
-    let flusher = Flusher { inbox: sender, wake: Arc::clone(&wake) };
-    let slot = Slot::new(parts, shared, inbox, wake);
-    World { slot, flusher, _reports: receiver, dir }
+    let (slot, handle) = Slot::new(parts, None);
+    World { slot, flusher: handle.flusher(), _reports: receiver, dir }
 }
 
 impl World {
     fn last_error(&self) -> String {
-        self.slot.shared.status().filesystem.last_error
+        self.slot.shared.status(0).filesystem.last_error
     }
 
     fn set_error(&self, error: &str) {
@@ -105,8 +93,7 @@ impl World {
     }
 
     fn play(&mut self, reads: Vec<io::Result<Option<Taken>>>) {
-        self.slot.source =
-            Some(Box::new(Played { fd: eventfd(), reads: reads.into(), left: [40, 0].into() }));
+        self.slot.source = Some(Box::new(Played { reads: reads.into(), left: [40, 0].into() }));
     }
 }
 
@@ -136,17 +123,16 @@ fn an_error_of_placing_ends_when_placed_and_others_stay() {
 #[test]
 fn flushes_that_nobody_waits_for_any_more_do_not_pile_up_while_a_disk_hangs() {
     let mut world = world();
-    let mut machine = Machine::new(Cause::Start, false);
     for read_by_the_thread in [false, true] {
         for _ in 0..3 * limits::WAITING_MAX {
             world.flusher.flush();
             if read_by_the_thread {
-                world.slot.receive(&mut machine);
+                world.slot.receive();
             }
         }
         let cut_off = world.flusher.flush();
         if read_by_the_thread {
-            world.slot.receive(&mut machine);
+            world.slot.receive();
         }
         assert!(world.flusher.inbox.len() <= limits::WAITING_MAX);
         assert!(world.slot.flushes.len() <= limits::WAITING_MAX);
@@ -167,7 +153,7 @@ fn what_was_read_counts_as_buffered_until_its_own_part_is_committed() {
     let mut world = world();
     let taken = |bytes| Ok(Some(Taken { events: 1, bytes, drained: true }));
     world.play(vec![taken(100), taken(50), taken(7)]);
-    let buffered = |world: &World| world.slot.shared.status().filesystem.buffer.bytes;
+    let buffered = |world: &World| world.slot.shared.status(0).filesystem.buffer.bytes;
     world.slot.read();
     world.slot.read();
     assert_eq!(buffered(&world), 150);
@@ -177,6 +163,6 @@ fn what_was_read_counts_as_buffered_until_its_own_part_is_committed() {
     assert_eq!(buffered(&world), 0);
     world.slot.read();
     world.slot.end_source();
-    let buffer = world.slot.shared.status().filesystem.buffer;
+    let buffer = world.slot.shared.status(0).filesystem.buffer;
     assert_eq!((buffer.bytes, buffer.bytes_peak), (0, 150), "a gap stands for it");
 }
