@@ -86,9 +86,10 @@ pub fn run(budget: &Budget, at_failure: impl Fn(&Failure) + Sync) -> Summary {
 
 /// The script of a world that failed, as short as it could be made, with a word for people.
 pub fn shortened(failure: &Failure) -> String {
-    let whole = world::live(failure.seed, false).script;
+    let lived = world::live(failure.seed, false);
+    let (whole, sort) = (lived.script, lived.violation.map(|violation| violation.sort()));
     let fails =
-        |script: &_| world::replay(script, false).violation.is_some_and(|v| v.invariant == failure.invariant);
+        |script: &_| world::replay(script, false).violation.map(|violation| violation.sort()) == sort;
     let script = if fails(&whole) { shrink::shrink(&whole, SHRINK_TRIES, fails) } else { whole };
     let message = failure.message.replace('\n', "\n# ");
     format!("# {}: {message}\n# Found by the seed {}.\n{}", failure.invariant, failure.seed, script.to_text())

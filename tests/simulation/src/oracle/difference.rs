@@ -23,8 +23,22 @@ pub struct Item {
 
 pub type Items = BTreeMap<RelPath, Item>;
 
-/// Every path at which the two differ, and how.
-pub fn differences(source: &Items, mirror: &Items, holds: Holds) -> BTreeMap<RelPath, String> {
+/// How a path differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub what: String,
+    /// The names of one file, on one side or the other, of which any look would show it.
+    pub names: BTreeSet<RelPath>,
+}
+
+impl Difference {
+    fn new(what: impl Into<String>) -> Difference {
+        Difference { what: what.into(), names: BTreeSet::new() }
+    }
+}
+
+/// Every path at which the two differ.
+pub fn differences(source: &Items, mirror: &Items, holds: Holds) -> BTreeMap<RelPath, Difference> {
     let mut found = BTreeMap::new();
     let held = |item: &&Item| holds.holds(item.kind);
     let paths: BTreeSet<&RelPath> = source.keys().chain(mirror.keys()).collect();
@@ -36,7 +50,7 @@ pub fn differences(source: &Items, mirror: &Items, holds: Holds) -> BTreeMap<Rel
             (Some(own), Some(far)) => of_items(own, far, holds),
             (None, None) => None,
         };
-        found.extend(what.map(|what| (path.clone(), what)));
+        found.extend(what.map(|what| (path.clone(), Difference::new(what))));
     }
     if holds.hard_links {
         add_broken_links(source, mirror, &mut found);
@@ -67,7 +81,7 @@ fn of_items(own: &Item, far: &Item, holds: Holds) -> Option<String> {
 }
 
 /// Names of one file at the source must be names of one file at the destination, and no others.
-fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath, String>) {
+fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath, Difference>) {
     let groups = |items: &Items| {
         let mut groups: BTreeMap<u64, BTreeSet<RelPath>> = BTreeMap::new();
         for (path, item) in items.iter().filter(|(_, item)| !item.kind.is_dir()) {
@@ -81,7 +95,10 @@ fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath
         if own.get(path) != far.get(path) {
             found
                 .entry(path.clone())
-                .or_insert_with(|| "its names are not one file on both sides".to_owned());
+                .or_insert(Difference {
+                    what: "its names are not one file on both sides".to_owned(),
+                    names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
+                });
         }
     }
 }

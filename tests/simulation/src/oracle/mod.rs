@@ -59,6 +59,12 @@ impl Violation {
     pub fn new(invariant: Invariant, message: impl fmt::Display) -> Violation {
         Violation { invariant, message: message.to_string() }
     }
+
+    /// The invariant, and what is said without names and numbers: two of one sort have most likely one cause.
+    pub fn sort(&self) -> (Invariant, String) {
+        let said = self.message.splitn(3, ": ").last().unwrap_or_default();
+        (self.invariant, said.chars().filter(|c| !c.is_ascii_digit()).collect())
+    }
 }
 
 impl fmt::Display for Violation {

@@ -4,11 +4,12 @@
 use shared::exit::Exit;
 use shared::journal::Journal;
 use shared::path::RelPath;
+use shared::rules::Rules;
 use syncer::live;
 
 use super::World;
 use crate::database;
-use crate::oracle::difference::{Items, differences};
+use crate::oracle::difference::{Difference, Item, Items, differences};
 use crate::oracle::owed::Owed;
 use crate::oracle::{Invariant, Violation, sides};
 use crate::store::Asked;
@@ -75,12 +76,17 @@ impl World {
             let source = self.source(leg, at);
             let is_dir =
                 |path: &RelPath| path.is_root() || source.get(path).is_some_and(|item| item.kind.is_dir());
-            for (path, what) in differences(&source, &self.mirror(leg, at), holds) {
-                let handle = self.shared.machine().handle_at(&place.path, &path);
-                let covered =
-                    owed.covers(&path, handle.as_ref(), is_dir) || (is_dir(&path) && owed.covers_dir(&path));
-                if !covered && !self.is_excused(leg, at, &path) {
-                    return Some((path, what));
+            let mirror = self.mirror(leg, at);
+            for (path, difference) in differences(&source, &mirror, holds) {
+                let is_covered = |path: &RelPath| {
+                    let handle = self.shared.machine().handle_at(&place.path, path);
+                    owed.covers(path, handle.as_ref(), is_dir)
+                        || (is_dir(path) && owed.covers_dir(path))
+                        || self.is_excused(leg, at, path)
+                        || self.is_forgotten(leg, source.get(path), mirror.get(path))
+                };
+                if !is_covered(&path) && !difference.names.iter().any(is_covered) {
+                    return Some((path, difference.what));
                 }
             }
         }
@@ -111,6 +117,17 @@ impl World {
         count.map_or(true, |count| count > 0)
     }
 
+    /// A leg that lost its databases takes over what looks the same, and leaves alone what it cannot know to be its own.
+    fn is_forgotten(&self, leg: usize, own: Option<&Item>, far: Option<&Item>) -> bool {
+        let looks_the_same = |own: &Item, far: &Item| own.size == far.size;
+        self.legs[leg].forgot
+            && match (own, far) {
+                (None, Some(_)) => true,
+                (Some(own), Some(far)) => looks_the_same(own, far),
+                _ => false,
+            }
+    }
+
     /// Others changed the destination there, which only a full pass can find, or nothing tells of the change yet.
     fn is_excused(&self, leg: usize, root: usize, path: &RelPath) -> bool {
         let place = &self.legs[leg].requests.roots()[root];
@@ -123,18 +140,22 @@ impl World {
     }
 
     /// What stands in a root of a leg, as its rules let it be seen.
-    pub(super) fn source(&self, leg: usize, root: usize) -> Items {
-        let place = &self.legs[leg].requests.roots()[root];
-        let root =
-            self.config.roots.iter().find(|r| r.name.as_str() == place.name).expect("a root of the leg");
-        sides::source(&self.shared.machine(), &place.path, &root.rules)
+    fn source(&self, leg: usize, root: usize) -> Items {
+        sides::source(&self.shared.machine(), &self.legs[leg].requests.roots()[root].path, self.rules(leg, root))
     }
 
-    /// What stands at a leg's destination for one of its roots.
-    pub(super) fn mirror(&self, leg: usize, root: usize) -> Items {
-        let prefix = &self.legs[leg].requests.roots()[root].prefix;
+    /// What stands at a leg's destination for one of its roots, but for what the rules leave alone.
+    fn mirror(&self, leg: usize, root: usize) -> Items {
+        let (prefix, rules) = (&self.legs[leg].requests.roots()[root].prefix, self.rules(leg, root));
         let all = self.legs[leg].items();
-        all.into_iter().filter_map(|(path, item)| Some((path.strip(prefix)?, item))).collect()
+        let below = all.into_iter().filter_map(|(path, item)| Some((path.strip(prefix)?, item)));
+        below.filter(|(path, item)| path.is_root() || !rules.excludes(path, item.kind.is_dir())).collect()
+    }
+
+    fn rules(&self, leg: usize, root: usize) -> &Rules {
+        let name = &self.legs[leg].requests.roots()[root].name;
+        let root = self.config.roots.iter().find(|root| root.name.as_str() == name);
+        &root.expect("a root of the leg").rules
     }
 
     /// Everything is made whole; then each mirror must become what its source is, and stay so without a call.
@@ -173,14 +194,15 @@ impl World {
     fn must_be_equal(&mut self, leg: usize) -> Result<(), Violation> {
         let holds = self.legs[leg].holds();
         for root in 0..self.legs[leg].requests.roots().len() {
-            let differing = differences(&self.source(leg, root), &self.mirror(leg, root), holds);
-            let left = differing.into_iter().find(|(path, _)| !self.is_excused(leg, root, path));
-            if let Some((path, what)) = left {
-                let name = &self.legs[leg].name;
-                return Err(Violation::new(
-                    Invariant::Converges,
-                    format!("{name}: {path} at the end: {what}"),
-                ));
+            let (source, mirror) = (self.source(leg, root), self.mirror(leg, root));
+            let is_fine = |path: &RelPath| {
+                self.is_excused(leg, root, path) || self.is_forgotten(leg, source.get(path), mirror.get(path))
+            };
+            let differing = differences(&source, &mirror, holds);
+            let left = differing.iter().find(|(path, d)| !is_fine(path) && !d.names.iter().any(is_fine));
+            if let Some((path, Difference { what, .. })) = left {
+                let text = format!("{}: {path} at the end: {what}", self.legs[leg].name);
+                return Err(Violation::new(Invariant::Converges, text));
             }
         }
         Ok(())

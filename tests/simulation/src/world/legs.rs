@@ -47,6 +47,8 @@ pub struct Leg {
     pub watch: Watch,
     pub requests: Arc<Requests>,
     pub last_exit: Option<Exit>,
+    /// It lost a database, or was given an older one.
+    pub forgot: bool,
     /// Changes that its last run asked for.
     pub asked: u64,
     /// Where others than the leg changed its destination.
@@ -73,7 +75,8 @@ impl Leg {
         let looks_on = Arc::clone(&requests);
         let watch = Watch::new(Arc::new(move |call| looks_on.at_call(call)));
         let name = config.legs[number].name.to_string();
-        Leg { name, place, watch, requests, last_exit: None, asked: 0, foreign: BTreeSet::new() }
+        Leg { name, place, watch, requests, last_exit: None,
+            forgot: false, asked: 0, foreign: BTreeSet::new() }
     }
 
     pub fn holds(&self) -> Holds {
