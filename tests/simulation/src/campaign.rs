@@ -88,8 +88,7 @@ pub fn run(budget: &Budget, at_failure: impl Fn(&Failure) + Sync) -> Summary {
 pub fn shortened(failure: &Failure) -> String {
     let lived = world::live(failure.seed, false);
     let (whole, sort) = (lived.script, lived.violation.map(|violation| violation.sort()));
-    let fails =
-        |script: &_| world::replay(script, false).violation.map(|violation| violation.sort()) == sort;
+    let fails = |script: &_| world::replay(script, false).violation.map(|violation| violation.sort()) == sort;
     let script = if fails(&whole) { shrink::shrink(&whole, SHRINK_TRIES, fails) } else { whole };
     let message = failure.message.replace('\n', "\n# ");
     format!("# {}: {message}\n# Found by the seed {}.\n{}", failure.invariant, failure.seed, script.to_text())

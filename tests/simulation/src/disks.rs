@@ -123,8 +123,9 @@ impl Disks {
     /// It is mounted where it belongs, and nothing over or under it.
     fn is_alone(&self, machine: &Machine, disk: usize) -> bool {
         let point = Path::new(OsStr::from_bytes(&self.own[disk].point));
-        let there = machine.mountinfo().into_iter().filter(|mount| mount.point == point);
-        there.map(|mount| mount.dev).eq(self.dev(disk))
+        let mounts = machine.mountinfo();
+        let there = mounts.iter().filter(|mount| mount.point == point).map(|mount| mount.dev);
+        self.dev(disk).is_some_and(|dev| there.eq([dev]))
     }
 
     /// Nothing is mounted in its place any more, and others than it are pulled out.
@@ -281,4 +282,46 @@ pub fn content_hash(disk: &Disk, id: Id) -> u128 {
     let bytes = disk.inode(id).map(|inode| inode.content.bytes()).unwrap_or_default();
     let sha1 = Content::of(bytes).sha1;
     u128::from_be_bytes(*sha1.first_chunk().expect("20 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world(kind: FsKind) -> (Disks, Machine) {
+        Disks::new(vec![(PathBuf::from("/d0"), Disk::new(kind, "own", 1))], 1)
+    }
+
+    #[test]
+    fn whatever_became_of_a_disk_it_comes_back_alone() {
+        type Change = fn(&mut Disks, &mut Machine);
+        let changes: [Change; 6] = [
+            |disks, machine| disks.umount(machine, 0),
+            |disks, machine| disks.umount_lazily(machine, 0),
+            |disks, machine| disks.vanish(machine, 0),
+            |disks, machine| disks.swap(machine, 0),
+            |disks, machine| disks.clone_disk(machine, 0),
+            |disks, machine| disks.boot(machine, false),
+        ];
+        for kind in [FsKind::Ext4, FsKind::Xfs, FsKind::Btrfs] {
+            for (one, other) in (0..36).map(|n| (n / 6, n % 6)) {
+                let (mut disks, mut machine) = world(kind);
+                changes[one](&mut disks, &mut machine);
+                changes[other](&mut disks, &mut machine);
+                disks.bring_back(&mut machine, 0);
+                assert!(machine.is_home(Path::new("/d0")), "{kind:?}: {one}, {other}");
+                assert!(disks.is_alone(&machine, 0), "{kind:?}: {one}, {other}");
+                assert_eq!(machine.devs().len(), 2, "{kind:?}: {one}, {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_plugged_in_beside_what_is_left_of_it_gets_another_number() {
+        let (mut disks, mut machine) = world(FsKind::Ext4);
+        let dev = machine.spot(Path::new("/d0")).unwrap().dev;
+        disks.vanish(&mut machine, 0);
+        disks.bring_back(&mut machine, 0);
+        assert_ne!(machine.spot(Path::new("/d0")).unwrap().dev, dev);
+    }
 }

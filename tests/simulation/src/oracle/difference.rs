@@ -93,12 +93,10 @@ fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath
     let (own, far): (BTreeMap<_, BTreeSet<_>>, BTreeMap<_, BTreeSet<_>>) = (groups(source), groups(mirror));
     for path in source.keys().filter(|path| mirror.contains_key(*path)) {
         if own.get(path) != far.get(path) {
-            found
-                .entry(path.clone())
-                .or_insert(Difference {
-                    what: "its names are not one file on both sides".to_owned(),
-                    names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
-                });
+            found.entry(path.clone()).or_insert(Difference {
+                what: "its names are not one file on both sides".to_owned(),
+                names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
+            });
         }
     }
 }

@@ -80,7 +80,8 @@ impl World {
             tracker.stop();
         }
         if change != DatabaseChange::Save {
-            let concerned = self.legs.iter_mut().enumerate().filter(|(leg, _)| which == 0 || leg + 1 == which);
+            let concerned =
+                self.legs.iter_mut().enumerate().filter(|(leg, _)| which == 0 || leg + 1 == which);
             concerned.for_each(|(_, leg)| leg.forgot = true);
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

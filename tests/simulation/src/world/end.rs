@@ -141,7 +141,11 @@ impl World {
 
     /// What stands in a root of a leg, as its rules let it be seen.
     fn source(&self, leg: usize, root: usize) -> Items {
-        sides::source(&self.shared.machine(), &self.legs[leg].requests.roots()[root].path, self.rules(leg, root))
+        sides::source(
+            &self.shared.machine(),
+            &self.legs[leg].requests.roots()[root].path,
+            self.rules(leg, root),
+        )
     }
 
     /// What stands at a leg's destination for one of its roots, but for what the rules leave alone.

@@ -75,8 +75,16 @@ impl Leg {
         let looks_on = Arc::clone(&requests);
         let watch = Watch::new(Arc::new(move |call| looks_on.at_call(call)));
         let name = config.legs[number].name.to_string();
-        Leg { name, place, watch, requests, last_exit: None,
-            forgot: false, asked: 0, foreign: BTreeSet::new() }
+        Leg {
+            name,
+            place,
+            watch,
+            requests,
+            last_exit: None,
+            forgot: false,
+            asked: 0,
+            foreign: BTreeSet::new(),
+        }
     }
 
     pub fn holds(&self) -> Holds {
