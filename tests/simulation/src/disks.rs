@@ -108,7 +108,7 @@ impl Disks {
     /// was mounted there is not any more.
     pub fn bring_back(&mut self, machine: &mut Machine, disk: usize) {
         if self.is_alone(machine, disk) {
-            return;
+            return self.pull_strangers(machine, disk);
         }
         if let Medium::Out(medium) = &self.own[disk].medium {
             let mut medium = medium.clone();
@@ -136,6 +136,10 @@ impl Disks {
                 break;
             }
         }
+        self.pull_strangers(machine, disk);
+    }
+
+    fn pull_strangers(&mut self, machine: &mut Machine, disk: usize) {
         for stranger in self.strangers.extract_if(.., |stranger| stranger.at == disk) {
             machine.unplug(stranger.dev);
         }
