@@ -1,7 +1,7 @@
 //! Examining a path: its state on disk against the row the catalog has for it. Pure; events are hints, and an entry
 //! may be examined twice, late or out of order.
 
-use shared::entry::Mask;
+use shared::entry::{Handle, Mask};
 use shared::limits;
 
 use crate::catalog::{Known, Origin, Row, RowState};
@@ -89,12 +89,9 @@ fn compare_file(row: &Row, stat: &Stat, mask: Mask, terms: Terms, attributes: Ve
     if equal && (provable || !mask.may_have_new_content()) {
         return attributes;
     }
-    // A chmod or chown: the events say that nobody wrote, and size and time agree.
-    if old.mtime_ns == stat.mtime_ns
-        && old.ino == stat.ino
-        && !mask.may_have_new_content()
-        && mask.contains(Mask::ATTRIB)
-    {
+    // A chmod or chown: the events say that nobody wrote or put another file there, and size and time agree.
+    let same_file = (old.ino, old.btime_ns) == (stat.ino, stat.btime_ns);
+    if same_file && old.mtime_ns == stat.mtime_ns && mask == Mask::ATTRIB {
         return attributes;
     }
     if row.sha1.is_some() { Verdict::Compare } else { Verdict::Send }
@@ -121,12 +118,12 @@ fn compare_listed(row: &Row, stat: &Stat, terms: Terms) -> Verdict {
 }
 
 /// After the content was read and its hash is equal or not.
-pub fn after_read(row: &Row, stat: &Stat, sha1: &Sha1, holds: Holds) -> Verdict {
+pub fn after_read(row: &Row, stat: &Stat, handle: Option<&Handle>, sha1: &Sha1, holds: Holds) -> Verdict {
     if row.sha1.as_ref() != Some(sha1) || row.stat.size != stat.size {
         return Verdict::Send;
     }
     // A name that left a group of hard links: its object is still one with the others'.
-    let split = row.stat.ino != stat.ino && (row.stat.nlink > 1 || stat.nlink > 1);
+    let split = !row.is_of(stat, handle) && (row.stat.nlink > 1 || stat.nlink > 1);
     if holds.hard_links && split && row.origin == Origin::Made {
         return Verdict::Send;
     }
@@ -162,13 +159,7 @@ pub fn is_settled(stat: &Stat, now_ns: i64) -> bool {
 }
 
 /// The row after the destination has `stat` with `sha1`.
-pub fn made_row(
-    stat: &Stat,
-    sha1: Option<Sha1>,
-    object: String,
-    handle: Option<shared::entry::Handle>,
-    now_ns: i64,
-) -> Row {
+pub fn made_row(stat: &Stat, sha1: Option<Sha1>, object: String, handle: Option<Handle>, now_ns: i64) -> Row {
     Row {
         stat: *stat,
         handle,
@@ -328,20 +319,38 @@ mod tests {
     }
 
     #[test]
+    fn a_chmod_of_what_came_under_the_name_meanwhile_is_read() {
+        // ext4 gives the inode of a deleted file to the next one, and `cp -p` keeps the time.
+        let replaced = file(|s| {
+            s.btime_ns = Some(6);
+            s.ctime_ns += 9;
+        });
+        assert_eq!(compare(Some(&row(Kind::File)), &replaced, Mask::ATTRIB, DIR), Verdict::Compare);
+        let changed = file(|s| s.ctime_ns += 9);
+        for more in [Mask::CREATE, Mask::DELETE, Mask::RENAME] {
+            let verdict = compare(Some(&row(Kind::File)), &changed, Mask::ATTRIB | more, DIR);
+            assert_eq!(verdict, Verdict::Compare, "{more:?}");
+        }
+    }
+
+    #[test]
     fn equal_content_with_a_new_time_is_sent_only_where_the_time_lives_in_the_object() {
         let touched = file(|s| s.mtime_ns += 5_000_000);
-        assert_eq!(after_read(&row(Kind::File), &touched, &[1; 20], B2.holds), Verdict::Send);
-        assert_eq!(after_read(&row(Kind::File), &touched, &[1; 20], DIR.holds), Verdict::Attributes);
+        assert_eq!(after_read(&row(Kind::File), &touched, None, &[1; 20], B2.holds), Verdict::Send);
+        assert_eq!(after_read(&row(Kind::File), &touched, None, &[1; 20], DIR.holds), Verdict::Attributes);
         let same_ms = file(|s| s.mtime_ns += 5);
-        assert_eq!(after_read(&row(Kind::File), &same_ms, &[1; 20], B2.holds), Verdict::Refresh);
-        assert_eq!(after_read(&row(Kind::File), &same_ms, &[2; 20], B2.holds), Verdict::Send);
+        assert_eq!(after_read(&row(Kind::File), &same_ms, None, &[1; 20], B2.holds), Verdict::Refresh);
+        assert_eq!(after_read(&row(Kind::File), &same_ms, None, &[2; 20], B2.holds), Verdict::Send);
     }
 
     #[test]
     fn an_unsettled_file_that_was_not_touched_costs_a_look_and_no_write() {
-        assert_eq!(after_read(&row(Kind::File), &stat(Kind::File), &[1; 20], DIR.holds), Verdict::Refresh);
+        assert_eq!(
+            after_read(&row(Kind::File), &stat(Kind::File), None, &[1; 20], DIR.holds),
+            Verdict::Refresh
+        );
         let acl = file(|s| s.ctime_ns += 9);
-        assert_eq!(after_read(&row(Kind::File), &acl, &[1; 20], DIR.holds), Verdict::Attributes);
+        assert_eq!(after_read(&row(Kind::File), &acl, None, &[1; 20], DIR.holds), Verdict::Attributes);
     }
 
     #[test]
@@ -383,8 +392,20 @@ mod tests {
     fn a_name_that_left_its_hard_links_is_sent_even_with_equal_content() {
         let linked = Row { stat: Stat { nlink: 2, ..stat(Kind::File) }, ..row(Kind::File) };
         let alone = file(|s| s.ino = 99);
-        assert_eq!(after_read(&linked, &alone, &[1; 20], DIR.holds), Verdict::Send);
-        assert_eq!(after_read(&linked, &alone, &[1; 20], B2.holds), Verdict::Refresh);
+        assert_eq!(after_read(&linked, &alone, None, &[1; 20], DIR.holds), Verdict::Send);
+        assert_eq!(after_read(&linked, &alone, None, &[1; 20], B2.holds), Verdict::Refresh);
+    }
+
+    #[test]
+    fn an_inode_number_that_was_given_out_again_is_no_sign_of_a_link_that_stands() {
+        let handle = |generation| Handle { kind: 1, bytes: vec![77, generation] };
+        let linked = Row { stat: Stat { nlink: 2, ..stat(Kind::File) }, ..row(Kind::File) };
+        let linked = Row { handle: Some(handle(1)), ..linked };
+        let read = |handle: &Handle| {
+            after_read(&linked, &file(|s| s.ctime_ns += 9), Some(handle), &[1; 20], DIR.holds)
+        };
+        assert_eq!(read(&handle(1)), Verdict::Attributes);
+        assert_eq!(read(&handle(2)), Verdict::Send);
     }
 
     #[test]

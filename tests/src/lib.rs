@@ -10,6 +10,7 @@ pub mod mount;
 pub mod played;
 pub mod programs;
 pub mod storm;
+pub mod struck;
 pub mod supervisor;
 pub mod sys;
 pub mod tmpfs;

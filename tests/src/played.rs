@@ -84,6 +84,8 @@ pub struct Bent {
     pub unknown: Option<&'static str>,
     /// This path is gone by the time its attributes are read.
     pub gone_later: Option<&'static str>,
+    /// Called before the attributes of a path are read.
+    pub at_xattrs: Option<Arc<dyn Fn() + Send + Sync>>,
     /// The list of names that this path is in lacks it.
     pub unlisted: Option<&'static str>,
     /// Called before a file is opened.
@@ -175,6 +177,9 @@ impl Tree for BentTree {
     }
 
     fn xattrs(&self, path: &RelPath) -> Result<Xattrs, TreeError> {
+        if let Some(work) = &self.bent.at_xattrs {
+            work();
+        }
         if is(self.bent.gone_later, path) {
             let source = io::ErrorKind::NotFound.into();
             return Err(TreeError { op: "read the attributes of", path: path.clone(), source });
@@ -236,18 +241,27 @@ impl Dir for BentDir {
     }
 }
 
-/// A store that stops the run between its first removals and their receipts, as a kill there does.
+/// A store that stops the run between what it did and its receipts, as a kill there does.
 pub struct CutOff {
     real: Arc<dyn Store>,
-    removed: AtomicBool,
+    due: AtomicBool,
 }
 
 impl CutOff {
-    /// Puts it over the store of a run.
+    /// Puts it over the store of a run, to stop it after its first removals.
     pub fn over(parts: &mut Parts) {
+        CutOff::put_over(parts, false);
+    }
+
+    /// To stop it before anything is confirmed.
+    pub fn unconfirmed(parts: &mut Parts) {
+        CutOff::put_over(parts, true);
+    }
+
+    fn put_over(parts: &mut Parts, due: bool) {
         let make = std::mem::replace(&mut parts.make_store, Box::new(|_| unreachable!("replaced below")));
         parts.make_store =
-            Box::new(move |leg| Ok(Arc::new(CutOff { real: make(leg)?, removed: AtomicBool::new(false) })));
+            Box::new(move |leg| Ok(Arc::new(CutOff { real: make(leg)?, due: AtomicBool::new(due) })));
     }
 }
 
@@ -275,13 +289,13 @@ impl Store for CutOff {
 
     async fn remove(&self, remove: Remove) -> Result<(), StoreError> {
         self.real.remove(remove).await?;
-        self.removed.store(true, Ordering::Relaxed);
+        self.due.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
         self.real.sync().await?;
-        if self.removed.load(Ordering::Relaxed) {
+        if self.due.load(Ordering::Relaxed) {
             let stop = Problem::Stop(Exit::Failed);
             return Err(StoreError::new("sync", "the destination", stop, "cut off by the test"));
         }

@@ -3,16 +3,20 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use shared::clock::{Clock as _, SystemClock};
 use shared::entry::{Mask, Scope};
 use shared::exit::Exit;
-use shared::journal::{Journal, RootState};
+use shared::journal::{Class, Deferred, Journal, RootState};
+use shared::limits::INTENT_GRACE;
+use syncer::catalog::{Catalog, CatalogRoot, Key, NewIntent};
+use syncer::live;
 use syncer::report::Report;
 use tests::dir_leg::{LEG, age, fill, mirrored, same, same_at, world, world_with};
-use tests::played::{Bent, CutOff, PlayedTracker};
+use tests::played::{Bent, CutOff, Later, PlayedTracker};
 use tests::tmpfs::Tmpfs;
 use tests::world::{MADE, ROOT, WRITTEN, World, note};
 
@@ -280,6 +284,25 @@ fn a_directory_that_holds_somebody_elses_file_stays_and_costs_no_delete() {
 }
 
 #[test]
+fn a_directory_waits_for_what_could_not_be_removed_from_it() {
+    if !tests::is_root() {
+        return tests::skip("mounting needs root");
+    }
+    let mut world = mirrored();
+    fs::create_dir_all(world.source().join("gone/below")).unwrap();
+    world.saw_gap();
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    fs::remove_dir_all(world.source().join("gone")).unwrap();
+    world.saw_gap();
+    let hindrance = Tmpfs::over(&world.path("copy/gone/below"));
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.removed), (Exit::Partial, 0), "{}", report.text());
+    drop(hindrance);
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    assert!(!world.path("copy/gone").exists(), "it was forgotten with what was in it");
+}
+
+#[test]
 fn deletes_of_a_root_that_is_not_ok_wait_and_do_not_count() {
     let names: Vec<String> = (0..10).map(|i| format!("file-{i}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -472,4 +495,82 @@ fn what_a_run_removed_when_it_was_killed_counts_for_the_guard() {
     remove_many(&mut world, 5..6);
     let report = world.run("copy");
     assert_eq!((report.exit, report.removed), (Exit::Guard, 0), "{}", report.text());
+}
+
+/// The catalog of the leg, and its only root.
+fn catalog(world: &World) -> (Catalog, CatalogRoot) {
+    let path = live::catalog_path(&world.config, world.config.leg("copy").unwrap());
+    (Catalog::open(&path).unwrap(), CatalogRoot(1))
+}
+
+fn open_intents(world: &World) -> usize {
+    let (catalog, root) = catalog(world);
+    catalog.intents(root).unwrap().len()
+}
+
+#[test]
+fn a_name_that_something_is_in_the_way_of_holds_up_no_other_name_of_its_file() {
+    let mut world = world();
+    fs::create_dir(world.source().join("d")).unwrap();
+    for i in 0..6 {
+        fs::write(world.source().join(format!("d/{i}")), "more than may go at once").unwrap();
+    }
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    fs::remove_dir_all(world.source().join("d")).unwrap();
+    fs::write(world.source().join("d"), "a file now").unwrap();
+    fs::hard_link(world.source().join("d"), world.source().join("e")).unwrap();
+    world.saw_gap();
+    let report = world.run("copy");
+    assert_eq!((report.exit, report.files_sent), (Exit::Guard, 1), "{}", report.text());
+    assert_eq!(fs::read_to_string(world.path("copy/e")).unwrap(), "a file now");
+    let owed = world.journal.deferred("copy", 10).unwrap();
+    let waits = |row: &&Deferred| row.class == Class::Kind && row.key.path.as_bytes() == b"d";
+    assert_eq!(owed.iter().filter(waits).count(), 1, "{owed:?}");
+    assert!(owed.iter().all(|row| row.class != Class::Error), "{owed:?}");
+    assert_eq!(allowing(&world, 7).exit, Exit::Ok);
+    same(&world);
+}
+
+#[test]
+fn a_name_of_a_file_that_was_not_sent_leaves_no_question_to_the_destination() {
+    let mut world = mirrored();
+    let file = world.source().join("a/file");
+    fs::write(&file, "changed").unwrap();
+    world.saw("a/file", Scope::SelfOnly, WRITTEN);
+    let report = world.run_as("copy", |parts| {
+        let at_read = move || fs::write(&file, "changed again, and longer").unwrap();
+        Bent { at_read: Some(Arc::new(at_read)), ..Bent::default() }.over(parts);
+    });
+    assert_eq!((report.deferred, report.files_sent), (2, 0), "{}", report.text());
+    assert_eq!(open_intents(&world), 0);
+}
+
+#[test]
+fn an_intent_from_the_future_is_asked_about_for_an_hour_and_no_longer() {
+    let world = world();
+    fill(&world);
+    world.run_as("copy", |parts| Bent::ahead().over(parts));
+    let (mut catalog, root) = catalog(&world);
+    let intent = NewIntent { root, key: Key(b"a-sibling".to_vec()), handle: None };
+    let in_a_year = SystemClock.wall_ns() + 365 * 24 * 3600 * 1_000_000_000;
+    catalog.add_intents(&[intent], 1, in_a_year).unwrap();
+    drop(catalog);
+    assert_eq!((world.run("copy").exit, open_intents(&world)), (Exit::Ok, 1), "it may still come true");
+    world.run_as("copy", |parts| parts.clock = Arc::new(Later(INTENT_GRACE * 2)));
+    assert_eq!(open_intents(&world), 0);
+}
+
+#[test]
+fn what_was_not_confirmed_before_a_power_cut_is_sent_again_whatever_its_size_and_time_say() {
+    let mut world = mirrored();
+    fs::write(world.source().join("new"), "content").unwrap();
+    world.saw("new", Scope::SelfOnly, MADE);
+    assert_eq!(world.run_as("copy", CutOff::unconfirmed).exit, Exit::Failed);
+    let copy = fs::File::options().write(true).open(world.path("copy/new")).unwrap();
+    let modified = copy.metadata().unwrap().modified().unwrap();
+    copy.write_all_at(&[0; 7], 0).unwrap();
+    copy.set_modified(modified).unwrap();
+    let report = world.run("copy");
+    assert_eq!(report.exit, Exit::Ok, "{}", report.text());
+    same(&world);
 }

@@ -457,3 +457,21 @@ fn what_a_rule_leaves_out_or_another_journal_never_heard_of_is_published_before_
     settled(&world);
     assert_eq!(published(&world), 1);
 }
+
+#[test]
+fn a_young_file_is_read_once_more_after_its_publication_although_the_run_was_cut_off() {
+    let mut world = world();
+    let top = world.source();
+    put(&top, "f", "young");
+    assert_eq!(world.run("copy").exit, Exit::Ok);
+    fs::hard_link(top.join("f"), world.path("outside")).unwrap();
+    world.saw("f", Scope::SelfOnly, Mask::ATTRIB);
+    let report = world.run_as("copy", |parts| {
+        let stop = parts.stop.clone();
+        let at_xattrs: Arc<dyn Fn() + Send + Sync> = Arc::new(move || stop.store(true, Ordering::Relaxed));
+        Bent { at_xattrs: Some(at_xattrs), ..Bent::default() }.over(parts);
+    });
+    assert!(report.aborted, "{}", report.text());
+    let report = world.run_as("copy", |parts| parts.clock = Arc::new(Later(limits::BACKOFF_MAX)));
+    assert_eq!((report.exit, report.found_unchanged, report.deferred), (Exit::Ok, 1, 0), "{}", report.text());
+}

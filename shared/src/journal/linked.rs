@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 
 use rusqlite::{Transaction, params};
 
-use super::{Journal, RootId};
+use super::deferred::owe;
+use super::{Journal, NewDeferred, RootId};
 use crate::database::DatabaseError;
 use crate::entry::Handle;
 use crate::limits;
@@ -51,6 +52,18 @@ impl Journal {
         publish: &BTreeSet<Handle>,
         withdraw: &BTreeSet<Handle>,
     ) -> Result<BTreeSet<Handle>, DatabaseError> {
+        self.publish_owing(leg, root, publish, withdraw, |_| None)
+    }
+
+    /// The same; what the look at each of them is owed as goes into the transaction.
+    pub fn publish_owing(
+        &mut self,
+        leg: &str,
+        root: RootId,
+        publish: &BTreeSet<Handle>,
+        withdraw: &BTreeSet<Handle>,
+        owed: impl Fn(&Handle) -> Option<NewDeferred>,
+    ) -> Result<BTreeSet<Handle>, DatabaseError> {
         let (mut news, mut old) = (BTreeSet::new(), Vec::new());
         // Then they are told of as it is.
         if !self.is_linked(leg, root, TOO_MANY)? {
@@ -77,7 +90,9 @@ impl Journal {
             let count: usize = tx.query_row(sql, params![leg, root.0], |r| r.get(0))?;
             let room = limits::LINKED_FILES_MAX.saturating_sub(count);
             let beyond = (news.len() > room).then(|| TOO_MANY.to_vec());
-            insert(tx, leg, root, news.iter().take(room).map(Handle::to_blob).chain(beyond))
+            insert(tx, leg, root, news.iter().take(room).map(Handle::to_blob).chain(beyond))?;
+            let owed: Vec<NewDeferred> = news.iter().filter_map(&owed).collect();
+            owe(tx, leg, &owed)
         })?;
         Ok(news)
     }

@@ -40,13 +40,14 @@ impl Catalog {
     }
 
     /// Requests that may have been sent whole without an answer: they may come true for a while, whatever is sent
-    /// after them.
-    pub fn keep_intents(&mut self, keys: &[(CatalogRoot, Key)]) -> Result<(), DatabaseError> {
+    /// after them. One from the future is from now: the clock was ahead.
+    pub fn keep_intents(&mut self, keys: &[(CatalogRoot, Key)], now_ns: i64) -> Result<(), DatabaseError> {
         self.write("keep intents", |tx| {
-            let mut statement =
-                tx.prepare_cached("UPDATE intent SET unknown = 1 WHERE root = ?1 AND key = ?2")?;
+            let mut statement = tx.prepare_cached(
+                "UPDATE intent SET unknown = 1, at_ns = min(at_ns, ?3) WHERE root = ?1 AND key = ?2",
+            )?;
             for (root, key) in keys {
-                statement.execute(params![root.0, key.0])?;
+                statement.execute(params![root.0, key.0, now_ns])?;
             }
             Ok(())
         })
@@ -128,7 +129,7 @@ mod tests {
         let (root, key) = (CatalogRoot(1), Key(b"f".to_vec()));
         for at_ns in [10, 20] {
             catalog.add_intents(&[NewIntent { root, key: key.clone(), handle: None }], 1, at_ns).unwrap();
-            catalog.keep_intents(&[(root, key.clone())]).unwrap();
+            catalog.keep_intents(&[(root, key.clone())], at_ns).unwrap();
         }
         let intents = catalog.intents(root).unwrap();
         assert_eq!(intents.iter().map(|intent| intent.at_ns).collect::<Vec<_>>(), [20]);

@@ -17,7 +17,7 @@ use shared::path::RelPath;
 
 pub use intents::{Intent, NewIntent};
 pub use page::{Known, RowPage};
-pub use rows::{Change, Key, Origin, Row, RowState, Totals};
+pub use rows::{Change, Key, NO_TIME, Origin, Row, RowState, Totals};
 pub use staging::Reconciled;
 
 /// Number of a root in this catalog.

@@ -1,5 +1,7 @@
 //! Rows: one per path, read by key or as a sorted range, changed in one transaction per batch.
 
+use std::collections::HashSet;
+
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use shared::database::DatabaseError;
 use shared::entry::{Handle, stored_enum};
@@ -30,6 +32,9 @@ stored_enum! {
         Held = 2 => "held",
     }
 }
+
+/// The time of a row that no file has.
+pub const NO_TIME: i64 = i64::MIN;
 
 /// The sort key of a path: a directory's ends in `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +77,15 @@ impl Row {
     pub fn has_object(&self) -> bool {
         !self.object.is_empty()
     }
+
+    /// Whether it was made from this file. An inode number alone may be another one's by now: it counts where a handle is
+    /// not known.
+    pub fn is_of(&self, stat: &Stat, handle: Option<&Handle>) -> bool {
+        match (&self.handle, handle) {
+            (Some(own), Some(handle)) => own == handle,
+            _ => self.stat.ino == stat.ino,
+        }
+    }
 }
 
 /// One change of a batch.
@@ -93,6 +107,11 @@ pub enum Change {
         state: RowState,
         now_ns: i64,
         run: u64,
+    },
+    /// What attributes the object has is not known: no stat that is seen equals the row's.
+    DoubtAttributes {
+        root: CatalogRoot,
+        key: Key,
     },
     /// So much was deleted; `approved` if the owner said so for this run.
     Released {
@@ -164,6 +183,26 @@ impl Catalog {
             "SELECT {COLUMNS} FROM row WHERE root = ?1 AND state = 1 {below} ORDER BY key DESC LIMIT ?3"
         );
         self.select(&sql, params![root.0, before.map(|k| &k.0), limit])
+    }
+
+    /// Whether anything below a directory is absent, but for what is `done` with.
+    pub fn has_absent_below(
+        &self,
+        root: CatalogRoot,
+        dir: &RelPath,
+        done: &HashSet<&Key>,
+    ) -> Result<bool, DatabaseError> {
+        let fail = self.fail("look for absent rows");
+        // The literal lets SQLite see that the partial index serves.
+        let sql = "SELECT key FROM row WHERE root = ?1 AND state = 1 AND key > ?2 AND key < ?3";
+        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
+        let mut rows = statement.query(params![root.0, dir.dir_key(), dir.dir_key_end()]).map_err(&fail)?;
+        while let Some(row) = rows.next().map_err(&fail)? {
+            if !done.contains(&Key(row.get(0).map_err(&fail)?)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn select(&self, sql: &str, args: impl rusqlite::Params) -> Result<Vec<(Key, Row)>, DatabaseError> {
@@ -352,6 +391,11 @@ fn apply_one(tx: &Transaction<'_>, change: &Change, revision: u64) -> rusqlite::
         Change::Remove { root, key } => {
             tx.prepare_cached("DELETE FROM row WHERE root = ?1 AND key = ?2")?
                 .execute(params![root.0, key.0])?;
+            Ok(())
+        }
+        Change::DoubtAttributes { root, key } => {
+            let sql = "UPDATE row SET mtime_ns = ?3, revision = ?4 WHERE root = ?1 AND key = ?2";
+            tx.prepare_cached(sql)?.execute(params![root.0, key.0, NO_TIME, revision])?;
             Ok(())
         }
         Change::Released { at_ns, run, count, bytes, approved } => {

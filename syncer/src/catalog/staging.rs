@@ -5,7 +5,7 @@ use rusqlite::params;
 use shared::database::DatabaseError;
 use shared::path::RelPath;
 
-use super::rows::{RowState, put};
+use super::rows::{NO_TIME, RowState, put};
 use super::{Catalog, CatalogRoot, Key, Origin, Row};
 use crate::leg::Listed;
 use crate::tree::Stat;
@@ -134,7 +134,7 @@ impl Row {
         let stat = Stat {
             kind: object.kind,
             size: object.size,
-            mtime_ns: object.mtime_ns.unwrap_or(i64::MIN),
+            mtime_ns: object.mtime_ns.unwrap_or(NO_TIME),
             ctime_ns: 0,
             btime_ns: None,
             ino: 0,
@@ -162,7 +162,7 @@ impl Row {
     /// The row while nobody knows whether its object still stands: it proves nothing of what is at the path, and what
     /// is gone there is removed as before.
     pub fn doubted(self) -> Row {
-        let stat = Stat { mtime_ns: i64::MIN, ino: 0, ..self.stat };
+        let stat = Stat { mtime_ns: NO_TIME, ino: 0, ..self.stat };
         Row { stat, sha1: None, origin: Origin::ListedOurs, settled: false, ..self }
     }
 }

@@ -16,7 +16,7 @@ use super::source::{Ground, Item, Work, examine_path};
 use crate::catalog::{Catalog, Change, Key, Origin, Row, RowState};
 use crate::examine::{self, Terms, Verdict};
 use crate::leg::Holds;
-use crate::tree::{Kind, Look, Stat};
+use crate::tree::{Kind, Stat};
 
 /// What is to be done with one path at the destination.
 #[derive(Debug, Clone)]
@@ -305,9 +305,23 @@ impl Planner<'_> {
 
     /// The names of one inode: where one of them is at the destination already, or is sent, the others become links
     /// to it.
-    fn plan_linked(&self, plan: &mut Plan, group: Vec<(Op, Verdict)>) -> Result<(), DatabaseError> {
+    fn plan_linked(&self, plan: &mut Plan, names: Vec<(Op, Verdict)>) -> Result<(), DatabaseError> {
         let sent = |v: &Verdict| matches!(v, Verdict::Send | Verdict::Compare);
-        let has_row = |op: &Op| op.row.as_ref().is_some_and(|r| r.has_object() && r.stat.ino == op.stat.ino);
+        let Some(ground) = names.first().and_then(|(op, _)| self.grounds[op.root].as_ref()) else {
+            return Ok(());
+        };
+        let has_row = |op: &Op| {
+            let handle = || ground.tree.handle(&op.path);
+            op.row.as_ref().is_some_and(|r| r.has_object() && r.is_of(&op.stat, handle().as_ref()))
+        };
+        // A name that has to wait is none that others could be links to.
+        let mut group = Vec::with_capacity(names.len());
+        for (op, verdict) in names {
+            match self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
+                Some(other) if sent(&verdict) => plan.owed.push(blocked(&op, &other)),
+                _ => group.push((op, verdict)),
+            }
+        }
         // A name that has an object of this inode leads, so that an unchanged content is not sent again.
         let leader = group
             .iter()
@@ -322,11 +336,6 @@ impl Planner<'_> {
             let follows = i != leader && (leader_sent || sent(&verdict)) && verdict != Verdict::HoldForeign;
             if !follows {
                 self.plan_one(plan, op, verdict)?;
-                continue;
-            }
-            let Some(ground) = &self.grounds[op.root] else { continue };
-            if let Some(other) = self.catalog.in_the_way(ground.catalog, &op.path, op.stat.kind)? {
-                plan.owed.push(blocked(&op, &other));
                 continue;
             }
             op.action = Action::LinkTo(to.clone());
@@ -347,22 +356,6 @@ impl Planner<'_> {
         row.settled = was_settled && settled_now;
         row
     }
-}
-
-/// The operation that sets a directory's attributes after its content changed; `None` if it is not there any more.
-pub fn touch_op(
-    ground: &Ground,
-    catalog: &Catalog,
-    root: usize,
-    dir: &RelPath,
-    seq: u64,
-) -> Result<Option<Op>, DatabaseError> {
-    let Look::Found(stat) = ground.tree.look(dir) else { return Ok(None) };
-    if !stat.kind.is_dir() || ground.rules.excludes(dir, true) {
-        return Ok(None);
-    }
-    let row = catalog.get(ground.catalog, &Key::new(dir, Kind::Dir))?;
-    Ok(Some(Op { root, path: dir.clone(), stat, row, action: Action::Attributes, mask: Mask::ATTRIB, seq }))
 }
 
 /// Ours goes once the guard has released it; somebody else's stays until its owner takes it away.
@@ -452,6 +445,7 @@ mod tests {
     use shared::rules::Rules;
 
     use super::*;
+    use crate::catalog::CatalogRoot;
     use crate::tree::Tree;
     use crate::tree::proven::ProvenTree;
 
@@ -501,5 +495,35 @@ mod tests {
         let whole = limits::BATCH_PATHS.div_ceil(NAMES - 1);
         assert_eq!(plan.tally.examined as usize, whole * NAMES);
         assert_eq!(plan.rest, (whole..limits::BATCH_PATHS).map(work).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_name_whose_object_is_of_an_inode_that_is_gone_leads_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        fs::write(top.join("there"), "content").unwrap();
+        fs::hard_link(top.join("there"), top.join("again")).unwrap();
+        let tree: Arc<dyn Tree> = Arc::new(ProvenTree::open(&top).unwrap());
+        let mut catalog = Catalog::open(&dir.path().join("catalog.db")).unwrap();
+        let root = CatalogRoot(1);
+        let [again, there] = [b"again", b"there"].map(|name| RelPath::parse(name).unwrap());
+        let Look::Found(stat) = tree.look(&there) else { panic!("it is there") };
+        let row = |handle| examine::made_row(&stat, None, "o".into(), handle, 0);
+        let handle = tree.handle(&there).unwrap();
+        let gone = Handle { bytes: handle.bytes.iter().map(|b| !b).collect(), ..handle.clone() };
+        let old = Row { stat: Stat { size: 1, ..stat }, state: RowState::Absent, ..row(Some(gone)) };
+        let put = |path: &RelPath, row| Change::Put { root, key: Key::new(path, Kind::File), row };
+        let known = Row { settled: true, ..row(Some(handle)) };
+        catalog.apply(&[put(&again, old), put(&there, known)], &[]).unwrap();
+        let ground = Ground { tree, rules: Arc::new(Rules::new(&[]).unwrap()), catalog: root };
+        let work = Work { root: 0, path: again.clone(), scope: Scope::SelfOnly, mask: Mask::CREATE, seq: 1 };
+        let items = examine_path(&ground, &catalog, &work).unwrap().items;
+        let grounds = [Some(ground)];
+        let planner = Planner { grounds: &grounds, catalog: &catalog, holds: HOLDS, now_ns: 0, run: 1 };
+        let plan = planner.plan(items).unwrap();
+        let links: Vec<_> = plan.links.iter().map(|op| (&op.path, &op.action)).collect();
+        assert_eq!(links, [(&again, &Action::LinkTo(there))]);
+        assert!(plan.nodes.is_empty(), "what the destination has is not sent again: {:?}", plan.nodes);
     }
 }

@@ -1,17 +1,17 @@
 //! Files with more names than the catalog has of them: their handles are published in the journal, so that the tracker
 //! tells of what is written through the other names.
 //!
-//! The order matters. The catalog has the file as it was read; then it is published; then it is looked at once more.
-//! What is written before that look shows in it, and what is written later is told.
+//! The order matters. The catalog has the file as it was read; then it is published, which owes it another look; then
+//! that look is made. What is written before it shows in it, and what is written later is told.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use shared::entry::{Handle, Mask, Scope};
-use shared::journal::Class;
+use shared::journal::{Class, NewDeferred, RootId};
 use shared::limits;
+use shared::path::RelPath;
 
-use super::batch::Owed;
 use super::source::{Ground, Work};
 use super::{Run, RunError};
 use crate::catalog::{Key, Row, RowState};
@@ -71,6 +71,23 @@ fn say(rows: &[(Key, Row)], links: Option<u64>) -> Say {
     }
 }
 
+/// What a publication owes.
+fn another_look(root: RootId, handle: &Handle, seq: u64, now_ns: i64) -> NewDeferred {
+    NewDeferred {
+        root,
+        path: RelPath::root(),
+        scope: Scope::Handle,
+        handle: Some(handle.clone()),
+        seq,
+        mask: Mask::UNKNOWN,
+        since_ns: now_ns,
+        attempts: 0,
+        not_before_ns: now_ns.saturating_add(limits::backoff(0).as_nanos() as i64),
+        class: Class::InFlight,
+        last_error: "it may have been written through another name while it was read".into(),
+    }
+}
+
 impl Run<'_> {
     /// After the receipts of a batch are in the catalog, and before anything is acked.
     pub(super) fn publish_linked(&mut self) -> Result<(), RunError> {
@@ -86,11 +103,26 @@ impl Run<'_> {
             }
         }
         let leg = self.parts.leg.name.to_string();
+        let (seq, now_ns) = (self.head, self.parts.clock.wall_ns());
         for (root, [publish, withdraw]) in by_root {
             let id = self.roots[root].id;
-            let news = self.parts.journal.publish_linked(&leg, id, &publish, &withdraw)?;
+            let owed = |handle: &Handle| another_look(id, handle, seq, now_ns);
+            let news = self
+                .parts
+                .journal
+                .publish_owing(&leg, id, &publish, &withdraw, |handle| Some(owed(handle)))?;
+            let mut done = Vec::new();
             for handle in news {
-                self.look_once_more(root, &handle)?;
+                let key = owed(&handle).key();
+                // Whatever was being worked off by its handle, this is newer.
+                self.due.remove(&key);
+                if self.is_as_read(root, &handle)? {
+                    done.push((key, seq));
+                }
+            }
+            if !done.is_empty() {
+                let revision = self.revision_to_note()?;
+                self.parts.journal.settle_deferred(&leg, revision, &done)?;
             }
             self.recount.seen.insert(root);
         }
@@ -104,38 +136,24 @@ impl Run<'_> {
         Ok(rows)
     }
 
-    /// One look serves all names of the file. It is owed where it is not what the row says, or where an equal stat
-    /// would not show it.
-    fn look_once_more(&mut self, root: usize, handle: &Handle) -> Result<(), RunError> {
-        let Some(ground) = &self.grounds[root] else { return Ok(()) };
+    /// One look serves all names of the file. False where it is not what a row says, or where an equal stat would not
+    /// show it.
+    fn is_as_read(&self, root: usize, handle: &Handle) -> Result<bool, RunError> {
+        let Some(ground) = &self.grounds[root] else { return Ok(false) };
         let rows = self.names(ground, handle)?;
-        // Names that are gone meanwhile have events of their own.
         let mut looks = rows.iter().map(|(key, row)| (row, ground.tree.look(&key.path())));
         let is_it = |row: &Row, look: &Look| match look {
             Look::Found(stat) => (stat.kind, stat.ino) == (row.stat.kind, row.stat.ino),
             Look::Gone { .. } => false,
             Look::Elsewhere(_) | Look::Unknown(_) => true,
         };
-        let Some((_, look)) = looks.find(|(row, look)| is_it(row, look)) else { return Ok(()) };
+        // Names that are gone meanwhile have events of their own.
+        let Some((_, look)) = looks.find(|(row, look)| is_it(row, look)) else { return Ok(true) };
         let proven = |row: &Row| match &look {
             Look::Found(stat) => *stat == row.stat && (row.settled || row.stat.kind != Kind::File),
             _ => false,
         };
-        let doubtful = rows.iter().filter(|(_, row)| !proven(row)).map(|(key, _)| key.path());
-        let owed: Vec<Owed> = doubtful
-            .map(|path| Owed {
-                root,
-                path,
-                scope: Scope::SelfOnly,
-                mask: Mask::UNKNOWN,
-                seq: self.head,
-                class: Class::InFlight,
-                reason: "it may have been written through another name while it was read".into(),
-                wait: None,
-            })
-            .collect();
-        self.owed.extend(owed);
-        Ok(())
+        Ok(rows.iter().all(|(_, row)| proven(row)))
     }
 
     /// A rescan of a whole root only counts what is unchanged, linked or not. What the catalog asks for is published before

@@ -12,6 +12,7 @@ mod setup;
 mod silent;
 mod source;
 mod threads;
+mod touch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -165,6 +166,7 @@ pub struct Run<'a> {
     /// Until when, by the clock that does not stop.
     due_until_ns: Option<i64>,
     removal: removal::Removal,
+    touch: touch::Touch,
     /// When the destination was asked about intents, by the clock that does not stop.
     settled_ns: Option<i64>,
     silent: silent::Silent,
@@ -195,6 +197,7 @@ impl<'a> Run<'a> {
             due: BTreeMap::new(),
             due_until_ns: None,
             removal: removal::Removal::default(),
+            touch: touch::Touch::default(),
             settled_ns: None,
             silent: silent::Silent::default(),
             recount: linked::Recount::default(),

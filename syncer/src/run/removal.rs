@@ -13,7 +13,7 @@ use shared::journal::{Class, RootState};
 use shared::limits;
 use shared::path::RelPath;
 
-use super::batch::{self, Owed};
+use super::batch::Owed;
 use super::machine::Event;
 use super::{Run, RunError};
 use crate::catalog::{CatalogRoot, Change, Key, NewIntent, Row, RowState};
@@ -36,7 +36,7 @@ pub struct Removal {
     /// Of the rows under way.
     pub(super) intents: Vec<(CatalogRoot, Key)>,
     changes: Vec<Change>,
-    touched: BTreeSet<(usize, RelPath)>,
+    disturbed: BTreeSet<(usize, RelPath)>,
     owed: Vec<Owed>,
     removed: u64,
     bytes: u64,
@@ -178,22 +178,29 @@ impl Run<'_> {
             return Ok(Event::Removed { empty: self.removal.roots.is_empty() });
         };
         self.removal.before = Some(last.clone());
-        self.intend_removal(catalog, &rows)?;
+        self.intend_removal(root, catalog, &rows)?;
         let (dirs, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| row.stat.kind.is_dir());
         self.remove_rows(root, others).await?;
         for dir in dirs {
             self.remove_rows(root, vec![dir]).await?;
         }
-        self.touch_parents().await?;
+        let disturbed = std::mem::take(&mut self.removal.disturbed);
+        self.outcomes = self.touch_dirs(disturbed, true).await?;
         Ok(Event::Removed { empty: false })
     }
 
-    fn intend_removal(&mut self, root: CatalogRoot, rows: &[(Key, Row)]) -> Result<(), RunError> {
-        let intents: Vec<NewIntent> =
-            rows.iter().map(|(key, _)| NewIntent { root, key: key.clone(), handle: None }).collect();
-        self.parts.catalog.add_intents(&intents, self.report.run, self.parts.clock.wall_ns())?;
-        self.removal.intents = intents.into_iter().map(|intent| (root, intent.key)).collect();
-        Ok(())
+    fn intend_removal(
+        &mut self,
+        index: usize,
+        root: CatalogRoot,
+        rows: &[(Key, Row)],
+    ) -> Result<(), RunError> {
+        let intent = |(key, _): &(Key, Row)| NewIntent { root, key: key.clone(), handle: None };
+        let mut intents: Vec<NewIntent> = rows.iter().map(intent).collect();
+        self.removal.intents = rows.iter().map(|(key, _)| (root, key.clone())).collect();
+        let parents = rows.iter().filter_map(|(key, _)| key.path().parent());
+        intents.extend(self.name_dirs(parents.map(|dir| (index, dir))));
+        Ok(self.parts.catalog.add_intents(&intents, self.report.run, self.parts.clock.wall_ns())?)
     }
 
     async fn remove_rows(&mut self, root: usize, rows: Vec<(Key, Row)>) -> Result<(), RunError> {
@@ -226,6 +233,8 @@ impl Run<'_> {
         let mut unknown = Vec::new();
         let mut answers = futures_util::stream::iter(requests).buffer_unordered(self.parts.leg.transfers);
         while let Some((key, row, answer)) = answers.next().await {
+            let may_have = answer.is_some(); // even an error may come after the effect
+            self.removal.disturbed.extend(key.path().parent().filter(|_| may_have).map(|dir| (root, dir)));
             match answer {
                 // Asked to stop: the row stays absent, and the next run sees to it.
                 None => {}
@@ -233,12 +242,18 @@ impl Run<'_> {
                     self.parts.progress.removed.fetch_add(1, Ordering::Relaxed);
                     self.removal.removed += 1;
                     self.removal.bytes += row.stat.size;
-                    self.removal.touched.extend(key.path().parent().map(|p| (root, p)));
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
-                // It holds what is not ours, or what the rules keep: it stays, and is ours no longer.
                 Some(Err(e)) if e.problem == Problem::Occupied => {
-                    self.removal.changes.push(Change::Remove { root: catalog, key });
+                    // What could not be removed from it just now goes first, another time. Else it holds what is not
+                    // ours, or what the rules keep: it stays, and is ours no longer.
+                    let done = self.removal.changes.iter().filter_map(|change| match change {
+                        Change::Remove { root, key } if *root == catalog => Some(key),
+                        _ => None,
+                    });
+                    if !self.parts.catalog.has_absent_below(catalog, &key.path(), &done.collect())? {
+                        self.removal.changes.push(Change::Remove { root: catalog, key });
+                    }
                 }
                 Some(Err(e)) => {
                     if let (Problem::Stop(exit), None) = (&e.problem, self.stop) {
@@ -254,7 +269,7 @@ impl Run<'_> {
             }
         }
         if !unknown.is_empty() {
-            self.parts.catalog.keep_intents(&unknown)?;
+            self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
         }
         Ok(())
     }
@@ -278,24 +293,6 @@ impl Run<'_> {
         self.removal.owed.push(Owed { root, path, scope, mask, seq, class, reason, wait: None });
     }
 
-    /// A directory's time changed at the destination with its content.
-    async fn touch_parents(&mut self) -> Result<(), RunError> {
-        let touched = std::mem::take(&mut self.removal.touched);
-        if !self.store()?.holds().attributes {
-            return Ok(());
-        }
-        let mut ops = Vec::new();
-        for (root, dir) in touched {
-            let Some(ground) = &self.grounds[root] else { continue };
-            let op = batch::touch_op(ground, &self.parts.catalog, root, &dir, self.head)?;
-            ops.extend(op.filter(|op| op.row.is_some()));
-        }
-        if let Some(sender) = &self.sender {
-            self.outcomes = sender.send_all(ops, &self.grounds).await;
-        }
-        Ok(())
-    }
-
     pub(super) fn write_removed(&mut self) -> Result<(), RunError> {
         self.plan.changes = std::mem::take(&mut self.removal.changes);
         let (count, bytes) =
@@ -312,6 +309,7 @@ impl Run<'_> {
         if !rows.is_empty() {
             self.parts.journal.defer(&leg, &rows)?;
         }
+        self.forget_failed_dirs()?;
         if count > 0 {
             let revision = self.revision_to_note()?;
             self.parts.journal.expect_revision(&leg, revision)?;

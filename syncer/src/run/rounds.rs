@@ -1,6 +1,6 @@
 //! A round: what the tracker saw, then what is owed, in batches of examine, intents, send and receipts.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use shared::database::DatabaseError;
 use shared::entry::{Handle, Mask, Scope};
@@ -13,7 +13,7 @@ use super::batch::{self, Action, Op, Owed, Plan, Planner};
 use super::machine::Event;
 use super::send::{Outcome, sort_links, without_directory};
 use super::source::{Eyes, Source, Work};
-use super::{Run, RunError};
+use super::{Run, RunError, touch};
 use crate::catalog::{Change, Key, NewIntent};
 use crate::report::Trouble;
 
@@ -251,12 +251,10 @@ impl Run<'_> {
 
     pub(super) fn write_intents(&mut self) -> Result<(), RunError> {
         let plan = &self.plan;
+        let ops = || plan.dirs.iter().chain(&plan.nodes).chain(&plan.links);
         let makes = |op: &&Op| op.action != Action::Attributes;
-        let intents: Vec<NewIntent> = plan
-            .dirs
-            .iter()
-            .chain(&plan.nodes)
-            .chain(&plan.links)
+        let dirs: Vec<(usize, RelPath)> = ops().flat_map(touch::around).collect();
+        let made: Vec<NewIntent> = ops()
             .filter(makes)
             .filter_map(|op| {
                 let (root, key) = self.key_in_catalog(op.root, &op.path, op.stat.kind)?;
@@ -264,6 +262,7 @@ impl Run<'_> {
                 Some(NewIntent { root, key, handle })
             })
             .collect();
+        let intents = [self.name_dirs(dirs.into_iter()), made].concat();
         if !intents.is_empty() {
             self.parts.catalog.add_intents(&intents, self.report.run, self.parts.clock.wall_ns())?;
         }
@@ -281,30 +280,11 @@ impl Run<'_> {
         outcomes.extend(lost.into_iter().chain(lost_links));
         let links = sort_links(links, &outcomes);
         outcomes.extend(links.stand);
+        outcomes.extend(links.orphans.into_iter().map(Outcome::orphaned));
         outcomes.extend(sender.send_all(links.make, &self.grounds).await);
-        let mut last = Vec::new();
-        for (root, dir) in self.touched_by(&outcomes) {
-            if let Some(ground) = &self.grounds[root] {
-                last.extend(batch::touch_op(ground, &self.parts.catalog, root, &dir, self.head)?);
-            }
-        }
-        outcomes.extend(sender.send_all(last, &self.grounds).await);
+        outcomes.extend(self.touch_dirs(touch::disturbed(&outcomes), false).await?);
         self.outcomes = outcomes;
-        let reason = "the file it is a name of was not sent";
-        self.owed.extend(links.orphans.iter().map(|op| batch::owed(op, Class::Busy, reason.into())));
         Ok(())
-    }
-
-    /// Directories whose attributes have to be set once everything below them is in place: those that were made, and
-    /// the parents of what was sent.
-    fn touched_by(&self, outcomes: &[Outcome]) -> BTreeSet<(usize, RelPath)> {
-        let holds = self.sender.as_ref().is_some_and(|s| s.store.holds().attributes);
-        let sent = outcomes.iter().filter(|o| holds && o.result.as_ref().is_ok_and(|done| done.sent));
-        let dirs = sent.filter(|o| o.op.action != Action::Attributes).flat_map(|o| {
-            let itself = (o.op.action == Action::MakeDir).then(|| o.op.path.clone());
-            o.op.path.parent().into_iter().chain(itself).map(|dir| (o.op.root, dir))
-        });
-        dirs.collect()
     }
 
     /// What is confirmed must be durable before the catalog says so.
@@ -317,13 +297,15 @@ impl Run<'_> {
 
     pub(super) fn write_receipts(&mut self) -> Result<(), RunError> {
         let mut changes = std::mem::take(&mut self.plan.changes);
-        let (mut fulfilled, mut unknown) = (std::mem::take(&mut self.removal.intents), Vec::new());
+        let mut fulfilled = std::mem::take(&mut self.removal.intents);
+        let (mut touched, mut unknown) = (Vec::new(), Vec::new());
         for Outcome { op, result } in std::mem::take(&mut self.outcomes) {
             let Some((root, key)) = self.key_in_catalog(op.root, &op.path, op.stat.kind) else { continue };
             match result {
                 Ok(done) => {
                     changes.push(Change::Put { root, key: key.clone(), row: done.row });
-                    fulfilled.push((root, key));
+                    let closed = if touch::is_touch(&op) { &mut touched } else { &mut fulfilled };
+                    closed.push((root, key));
                 }
                 Err(failure) => {
                     if !failure.outcome_unknown {
@@ -337,15 +319,16 @@ impl Run<'_> {
                         unknown.push((root, key));
                     }
                     let owed = batch::owed(&op, failure.class, failure.reason);
-                    self.owed.push(Owed { wait: failure.wait, ..owed });
+                    self.owe(&op, Owed { wait: failure.wait, ..owed });
                 }
             }
         }
+        self.close_dirs(&mut fulfilled, touched, &mut changes);
         if !changes.is_empty() || !fulfilled.is_empty() {
             self.parts.catalog.apply(&changes, &fulfilled)?;
         }
         if !unknown.is_empty() {
-            self.parts.catalog.keep_intents(&unknown)?;
+            self.parts.catalog.keep_intents(&unknown, self.parts.clock.wall_ns())?;
         }
         self.publish_linked()
     }
@@ -363,7 +346,7 @@ impl Run<'_> {
         if let Some(leg) = &mut self.leg_row {
             leg.acked = self.head;
         }
-        Ok(())
+        Ok(self.forget_failed_dirs()?)
     }
 
     pub(super) fn deferrals(&self) -> Result<Vec<NewDeferred>, DatabaseError> {
@@ -391,7 +374,7 @@ impl Run<'_> {
         }
         self.owed.clear();
         self.due.clear();
-        Ok(())
+        Ok(self.forget_failed_dirs()?)
     }
 
     pub(super) fn review(&mut self) -> Result<Event, RunError> {

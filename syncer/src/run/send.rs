@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use super::batch::{Action, Op};
 use super::source::Ground;
 use super::threads::Threads;
-use crate::catalog::{Origin, Row};
+use crate::catalog::{NO_TIME, Origin, Row};
 use crate::examine::{self, Verdict};
 use crate::leg::{Body, Holds, Problem, Put, Sha1, Store, StoreError, What};
 use crate::tree::{Kind, SourceFile, Stat, Tree, TreeError, Xattrs};
@@ -42,6 +42,8 @@ pub struct Failure {
     pub reason: String,
     /// The leg as a whole cannot go on.
     pub stop: Option<Exit>,
+    /// The destination was asked, so that something may have changed there.
+    pub asked: bool,
     /// It may have taken effect: its intent stays.
     pub outcome_unknown: bool,
     /// The destination's own word on when to try again.
@@ -138,7 +140,11 @@ fn collect(
             if let Err(failure) = &outcome.result
                 && failure.stop.is_some()
             {
-                stopped.get_or_insert_with(|| Failure { outcome_unknown: false, ..failure.clone() });
+                stopped.get_or_insert_with(|| Failure {
+                    asked: false,
+                    outcome_unknown: false,
+                    ..failure.clone()
+                });
             }
             outcomes.push(outcome);
         }
@@ -160,7 +166,8 @@ pub fn without_directory(ops: Vec<Op>, outcomes: &[Outcome]) -> (Vec<Op>, Vec<Ou
         match around.copied() {
             Some(Outcome { op: dir, result: Err(failure) }) => {
                 let reason = format!("{} was not made", dir.path);
-                let failure = Failure { reason, stop: None, outcome_unknown: false, ..failure.clone() };
+                let failure =
+                    Failure { reason, stop: None, asked: false, outcome_unknown: false, ..failure.clone() };
                 lost.push(Outcome { op, result: Err(failure) });
             }
             _ => left.push(op),
@@ -186,10 +193,10 @@ pub fn sort_links(links: Vec<Op>, outcomes: &[Outcome]) -> Links {
     let mut sorted = Links::default();
     for op in links {
         let Action::LinkTo(to) = &op.action else { continue };
-        let own = op.row.as_ref().filter(|row| row.has_object() && row.stat.ino == op.stat.ino);
+        let own = op.row.as_ref().filter(|row| row.has_object());
         match (leaders.get(&(op.root, to)).map(|o| &o.result), own) {
             (Some(Err(_)), _) => sorted.orphans.push(op),
-            (Some(Ok(done)), Some(own)) if !done.sent => {
+            (Some(Ok(done)), Some(own)) if !done.sent && own.is_of(&op.stat, done.row.handle.as_ref()) => {
                 let row = Row { stat: op.stat, object: own.object.clone(), ..done.row.clone() };
                 sorted.stand.push(Outcome { op, result: Ok(Done { row, sent: false }) });
             }
@@ -268,6 +275,9 @@ impl One {
         let kept = if attributes_only { old_sha1 } else { None };
         let sha1 = receipt.sha1.or(same.map(|(sha1, _)| sha1)).or(adopted).or(kept);
         let mut row = examine::made_row(&stat, sha1, receipt.object, handle, looked_ns);
+        if op.action == Action::MakeDir {
+            row.stat.mtime_ns = NO_TIME; // its attributes follow, with a receipt of their own
+        }
         if op.action == Action::Attributes {
             // An equal stat proves the content only as far as it did before. An adopted object was equal by size and
             // time, which is all that is asked of it.
@@ -315,7 +325,8 @@ fn prepare(tree: &dyn Tree, holds: Holds, op: &Op) -> Result<Prepared, Failure> 
                 return Err(Failure::busy());
             }
             if let (Some(row), Some(sha1)) = (row, sha1) {
-                let verdict = examine::after_read(row, &prepared.stat, &sha1, holds);
+                let verdict =
+                    examine::after_read(row, &prepared.stat, prepared.handle.as_ref(), &sha1, holds);
                 if verdict != Verdict::Send {
                     prepared.same = Some((sha1, verdict));
                 }
@@ -365,9 +376,17 @@ fn hash(file: &dyn SourceFile) -> io::Result<Sha1> {
     }
 }
 
+impl Outcome {
+    /// Of a link whose leader was not sent.
+    pub fn orphaned(op: Op) -> Outcome {
+        let reason = "the file it is a name of was not sent".into();
+        Outcome { op, result: Err(Failure::new(Class::Busy, reason)) }
+    }
+}
+
 impl Failure {
     fn new(class: Class, reason: String) -> Failure {
-        Failure { class, reason, stop: None, outcome_unknown: false, wait: None }
+        Failure { class, reason, stop: None, asked: false, outcome_unknown: false, wait: None }
     }
 
     fn busy() -> Failure {
@@ -397,6 +416,54 @@ impl Failure {
                 (Class::Error, None)
             }
         };
-        Failure { class, reason, stop, outcome_unknown, wait }
+        Failure { class, reason, stop, asked: true, outcome_unknown, wait }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::entry::Mask;
+
+    use super::*;
+
+    fn stat() -> Stat {
+        Stat {
+            kind: Kind::File,
+            size: 1,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            btime_ns: None,
+            ino: 7,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            nlink: 2,
+            rdev: 0,
+        }
+    }
+
+    fn row(object: &str, generation: u8) -> Row {
+        let handle = Handle { kind: 1, bytes: vec![7, generation] };
+        examine::made_row(&stat(), None, object.into(), Some(handle), 0)
+    }
+
+    fn op(path: &str, row: Option<Row>, action: Action) -> Op {
+        let path = RelPath::parse(path.as_bytes()).unwrap();
+        Op { root: 0, path, stat: stat(), row, action, mask: Mask::CREATE, seq: 1 }
+    }
+
+    #[test]
+    fn a_name_whose_object_is_of_an_inode_that_is_gone_is_no_link_that_stands() {
+        let unchanged = Done { row: row("new", 2), sent: false };
+        let content = Action::Content { compare: true };
+        let leader = [Outcome { op: op("a", Some(row("new", 2)), content), result: Ok(unchanged) }];
+        let follower = |generation| {
+            let to = Action::LinkTo(RelPath::parse(b"a").unwrap());
+            sort_links(vec![op("p", Some(row("old", generation)), to)], &leader)
+        };
+        let reused = follower(1);
+        assert_eq!((reused.make.len(), reused.stand.len()), (1, 0));
+        let own = follower(2);
+        assert_eq!((own.make.len(), own.stand.len()), (0, 1));
     }
 }

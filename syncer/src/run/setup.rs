@@ -12,7 +12,7 @@ use shared::path::RelPath;
 
 use super::send::{Sender, memory_budget};
 use super::source::Ground;
-use super::{Run, RunError, RunRoot};
+use super::{Run, RunError, RunRoot, touch};
 use crate::catalog::{Change, Intent, Key, Origin, Row};
 use crate::leg::{Listed, Problem, Put, Store, What};
 use crate::tree::{Look, Tree, Xattrs};
@@ -163,8 +163,8 @@ impl Run<'_> {
     }
 
     /// A name that a dead run may have brought into being, or removed, is asked for; what stands there enters the
-    /// catalog as a listed object of ours, a row of what does not is doubted, and the path is examined again. Never a
-    /// delete on the strength of an intent alone.
+    /// catalog as a listed object of ours, doubted if it is a plain file; a row of what does not is doubted, too; and the
+    /// path is examined again. Never a delete on the strength of an intent alone.
     pub(super) async fn settle_intents(&mut self) -> Result<(), RunError> {
         if self.was_done_of_late(self.settled_ns, limits::INTENT_GRACE) {
             return Ok(());
@@ -184,7 +184,7 @@ impl Run<'_> {
                 self.parts.journal.defer(self.parts.leg.name.as_str(), &deferred)?;
                 self.parts.catalog.apply(&changes, &[])?;
                 self.parts.catalog.drop_intents(&fulfilled)?;
-                self.parts.catalog.keep_intents(&open)?;
+                self.parts.catalog.keep_intents(&open, self.parts.clock.wall_ns())?;
             }
         }
         Ok(())
@@ -211,10 +211,17 @@ impl Run<'_> {
         };
         let done = now.saturating_sub(intent.at_ns) > limits::INTENT_GRACE.as_nanos() as i64;
         let known = self.parts.catalog.get(intent.root, &intent.key)?;
+        if let Some(change) = touch::settle(intent, found.as_ref(), known.as_ref()) {
+            return Ok(Some((Some(change), true)));
+        }
         let row = match (found.filter(|object| Key::new(&path, object.kind) == intent.key), known) {
             (Some(object), known) => known.is_none_or(|row| row.object != object.object).then(|| {
-                let ours = !store.holds().writers || self.is_ours(&object);
-                Row::listed(&object, ours, now, self.report.run)
+                if store.holds().writers {
+                    return Row::listed(&object, self.is_ours(&object), now, self.report.run);
+                }
+                // A file whose writing nobody confirmed may have its size and time but not its content: a power cut
+                // leaves zeros.
+                Row::listed(&object, true, now, self.report.run).doubted()
             }),
             (None, known) => {
                 known.filter(|row| row.has_object() && row.origin != Origin::ListedForeign).map(Row::doubted)

@@ -221,15 +221,15 @@ impl Machine {
 
     /// Whether a path lies on the disk that belongs there, or one that nothing tells from it, and it works.
     pub fn is_home(&self, path: &Path) -> bool {
-        self.spot(path).is_ok_and(|spot| self.is_disk_of(spot.dev, path))
+        let dev = self.spot(path).map(|spot| spot.dev);
+        dev.is_ok_and(|dev| self.is_disk_of(dev, path) && self.disk(dev).is_some_and(|disk| !disk.dead))
     }
 
-    /// Whether this is the disk that belongs to a path, or nothing tells it from that; and it works.
+    /// Whether this is the disk that belongs to a path, or nothing tells it from that.
     pub fn is_disk_of(&self, dev: u64, path: &Path) -> bool {
         let is_at = |line: &&FstabLine| path.starts_with(OsStr::from_bytes(&line.point));
         let line = self.fstab.iter().find(is_at);
-        let disk = self.disk(dev).filter(|disk| !disk.dead);
-        line.zip(disk).is_some_and(|(line, disk)| line.uuid == disk.uuid)
+        line.zip(self.disk(dev)).is_some_and(|(line, disk)| line.uuid == disk.uuid)
     }
 
     /// What stands at a path below a directory of a disk.

@@ -39,6 +39,8 @@ pub struct Shared {
     /// The power went, and the machine has not come up again.
     down: AtomicBool,
     lives: AtomicU64,
+    /// A listing lacked a name without an error: what no event and no row names is found by nobody.
+    lied: AtomicBool,
 }
 
 /// One life of a program.
@@ -61,6 +63,7 @@ impl Shared {
             room: AtomicI64::new(-1),
             down: AtomicBool::new(false),
             lives: AtomicU64::new(1),
+            lied: AtomicBool::new(false),
         })
     }
 
@@ -85,6 +88,15 @@ impl Shared {
     pub fn carry_out(&self, op: &Op) {
         let done = lock(&self.hands).carry_out(&mut self.machine(), op);
         self.note("op", done.err().map_or(0, |e| e.raw_os_error() as u64));
+    }
+
+    pub fn lied(&self) {
+        self.lied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a listing lacked a name without an error.
+    pub fn has_lied(&self) -> bool {
+        self.lied.load(Ordering::Relaxed)
     }
 
     /// Whether a file changed in a way of which nothing has told yet.

@@ -265,6 +265,9 @@ impl Dir for SimDir {
             () => Listing::Whole,
         };
         let (names, ended) = held(&self.hand.shared.machine(), self.dir.dev).list(self.dir.id, listing);
+        if matches!(listing, Listing::Lacking(_)) {
+            self.hand.shared.lied();
+        }
         for (name, _, kind) in names {
             each(&c_name(&name)?, Some(kind.is_dir()));
         }

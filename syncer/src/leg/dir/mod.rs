@@ -293,9 +293,12 @@ fn problem(error: &io::Error) -> Problem {
     }
 }
 
+/// Of an error of the disk, or of a server behind it, nobody knows whether it came before or after the effect.
 fn failed(op: &'static str, object: impl Display, source: impl Into<io::Error>) -> StoreError {
     let source = source.into();
-    StoreError::new(op, object, problem(&source), source)
+    let problem = problem(&source);
+    let outcome_unknown = problem == Problem::TryLater(None);
+    StoreError { outcome_unknown, ..StoreError::new(op, object, problem, source) }
 }
 
 fn missed(op: &'static str, miss: Miss) -> StoreError {
@@ -317,7 +320,9 @@ fn trash_failed(op: &'static str, dest: &RelPath, source: io::Error) -> StoreErr
         stop @ Problem::Stop(_) => stop,
         _ => Problem::TryLater(None),
     };
-    StoreError::new(op, dest, problem, format!("moving the old version to the trash: {source}"))
+    let outcome_unknown = problem == Problem::TryLater(None);
+    let message = format!("moving the old version to the trash: {source}");
+    StoreError { outcome_unknown, ..StoreError::new(op, dest, problem, message) }
 }
 
 #[cfg(test)]

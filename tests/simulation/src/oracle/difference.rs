@@ -80,11 +80,12 @@ fn of_items(own: &Item, far: &Item, holds: Holds) -> Option<String> {
     }
 }
 
-/// Names of one file at the source must be names of one file at the destination, and no others.
+/// Names of one regular file at the source must be names of one file at the destination, and no others. Other kinds are
+/// mirrored name by name.
 fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath, Difference>) {
     let groups = |items: &Items| {
         let mut groups: BTreeMap<u64, BTreeSet<RelPath>> = BTreeMap::new();
-        for (path, item) in items.iter().filter(|(_, item)| !item.kind.is_dir()) {
+        for (path, item) in items.iter().filter(|(_, item)| item.kind == Kind::File) {
             groups.entry(item.inode).or_default().insert(path.clone());
         }
         let of_each = groups.into_values().filter(|names| names.len() > 1);

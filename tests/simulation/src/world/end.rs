@@ -83,9 +83,10 @@ impl World {
                     owed.covers(path, handle.as_ref(), is_dir)
                         || (is_dir(path) && owed.covers_dir(path))
                         || self.is_excused(leg, at, path)
-                        || self.is_forgotten(leg, source.get(path), mirror.get(path))
+                        || self.is_forgotten(leg, mirror.get(path))
                 };
-                if !is_covered(&path) && !difference.names.iter().any(is_covered) {
+                let is_unlisted = self.shared.has_lied() && !mirror.contains_key(&path);
+                if !is_covered(&path) && !is_unlisted && !difference.names.iter().any(is_covered) {
                     return Some((path, difference.what));
                 }
             }
@@ -118,14 +119,8 @@ impl World {
     }
 
     /// A leg that lost its databases takes over what looks the same, and leaves alone what it cannot know to be its own.
-    fn is_forgotten(&self, leg: usize, own: Option<&Item>, far: Option<&Item>) -> bool {
-        let looks_the_same = |own: &Item, far: &Item| own.size == far.size;
-        self.legs[leg].forgot
-            && match (own, far) {
-                (None, Some(_)) => true,
-                (Some(own), Some(far)) => looks_the_same(own, far),
-                _ => false,
-            }
+    fn is_forgotten(&self, leg: usize, far: Option<&Item>) -> bool {
+        self.legs[leg].forgot && far.is_some()
     }
 
     /// Others changed the destination there, which only a full pass can find, or nothing tells of the change yet.
@@ -148,17 +143,31 @@ impl World {
         )
     }
 
-    /// What stands at a leg's destination for one of its roots, but for what the rules leave alone.
+    /// What stands at a leg's destination for one of its roots, but for what the rules leave alone, and directories that
+    /// stand only because of that.
     fn mirror(&self, leg: usize, root: usize) -> Items {
+        let (mut ours, kept) = self.both_mirrors(leg, root);
+        let source = self.source(leg, root);
+        let holds_kept = |path: &RelPath| kept.keys().any(|kept| kept.is_within(path));
+        ours.retain(|path, item| !item.kind.is_dir() || source.contains_key(path) || !holds_kept(path));
+        ours
+    }
+
+    /// What the rules leave alone at the destination.
+    fn kept(&self, leg: usize, root: usize) -> Items {
+        self.both_mirrors(leg, root).1
+    }
+
+    fn both_mirrors(&self, leg: usize, root: usize) -> (Items, Items) {
         let (prefix, rules) = (&self.legs[leg].requests.roots()[root].prefix, self.rules(leg, root));
         let all = self.legs[leg].items();
         let below = all.into_iter().filter_map(|(path, item)| Some((path.strip(prefix)?, item)));
-        below.filter(|(path, item)| path.is_root() || !rules.excludes(path, item.kind.is_dir())).collect()
+        below.partition(|(path, item)| path.is_root() || !rules.excludes(path, item.kind.is_dir()))
     }
 
     fn rules(&self, leg: usize, root: usize) -> &Rules {
         let name = &self.legs[leg].requests.roots()[root].name;
-        let root = self.config.roots.iter().find(|root| root.name.as_str() == name);
+        let root = self.in_force.roots.iter().find(|root| root.name.as_str() == name);
         &root.expect("a root of the leg").rules
     }
 
@@ -168,7 +177,8 @@ impl World {
         self.mend()?;
         let all: Vec<usize> = (0..self.legs.len()).collect();
         self.wait(GRACE_MS);
-        self.run(&all, self.compare_all, Some(u64::MAX))?;
+        // Whoever repaired a disk that lied, or changed a destination by hand, asks for it.
+        self.run(&all, self.compare_all || self.shared.has_lied(), Some(u64::MAX))?;
         for _ in 0..RUNS_MAX {
             self.check()?;
             if !self.owes_anything()? {
@@ -177,7 +187,7 @@ impl World {
             self.wait(BACKOFF_MS);
             self.run(&all, false, Some(u64::MAX))?;
         }
-        for leg in all {
+        for leg in all.into_iter().filter(|leg| !self.legs[*leg].is_elsewhere).collect::<Vec<_>>() {
             self.must_be_equal(leg)?;
             self.must_be_quiet(leg)?;
         }
@@ -199,8 +209,11 @@ impl World {
         let holds = self.legs[leg].holds();
         for root in 0..self.legs[leg].requests.roots().len() {
             let (source, mirror) = (self.source(leg, root), self.mirror(leg, root));
+            let kept = self.kept(leg, root);
             let is_fine = |path: &RelPath| {
-                self.is_excused(leg, root, path) || self.is_forgotten(leg, source.get(path), mirror.get(path))
+                // What the rules keep at the destination is in the way of another kind there.
+                let is_blocked = kept.keys().any(|kept| kept.is_within(path) || path.is_within(kept));
+                is_blocked || self.is_excused(leg, root, path) || self.is_forgotten(leg, mirror.get(path))
             };
             let differing = differences(&source, &mirror, holds);
             let left = differing.iter().find(|(path, d)| !is_fine(path) && !d.names.iter().any(is_fine));
@@ -229,7 +242,7 @@ impl World {
         }
         match self.legs[leg].last_exit {
             Some(Exit::Ok) => Ok(()),
-            Some(Exit::Partial) if is_foreign => Ok(()),
+            Some(Exit::Partial) if is_foreign || self.legs[leg].forgot => Ok(()),
             other => Err(Violation::new(Invariant::Told, format!("a quiet run ended with {other:?}"))),
         }
     }

@@ -203,3 +203,12 @@ fn a_symlink_planted_in_the_destination_leads_nowhere() {
     let names: Vec<_> = page.objects.iter().map(|o| o.name.as_str()).collect();
     assert_eq!(names, [".", "d", "f"]);
 }
+
+#[test]
+fn an_error_of_the_disk_does_not_say_whether_there_was_an_effect() {
+    assert!(failed("make", "a", Errno::IO).outcome_unknown);
+    assert!(
+        !failed("make", "a", Errno::NOSPC).outcome_unknown
+            && !failed("make", "a", Errno::EXIST).outcome_unknown
+    );
+}

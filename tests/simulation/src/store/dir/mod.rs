@@ -9,7 +9,6 @@
 //! * The run has all rights, or under `Fault::DirNoOwners` not that of setting owners and attributes.
 //! * Content has no holes: a copy reads all bytes of a sparse file.
 //! * The trash is emptied in `prepare` as a whole, without the limit of names for one run.
-//! * `Fault::DirAnswerLost` is said as any error is, with `outcome_unknown` false: the real one knows no better.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -304,7 +303,10 @@ fn problem(errno: Errno) -> Problem {
 }
 
 fn failed(op: &'static str, path: &RelPath, errno: Errno) -> StoreError {
-    StoreError::new(op, path, problem(errno), std::io::Error::from_raw_os_error(errno))
+    let problem = problem(errno);
+    let outcome_unknown = problem == Problem::TryLater(None);
+    let source = std::io::Error::from_raw_os_error(errno);
+    StoreError { outcome_unknown, ..StoreError::new(op, path, problem, source) }
 }
 
 fn missed(op: &'static str, miss: Miss) -> StoreError {
@@ -324,7 +326,9 @@ fn trash_failed(op: &'static str, dest: &RelPath, errno: Errno) -> StoreError {
         _ => Problem::TryLater(None),
     };
     let source = std::io::Error::from_raw_os_error(errno);
-    StoreError::new(op, dest, problem, format!("moving the old version to the trash: {source}"))
+    let outcome_unknown = problem == Problem::TryLater(None);
+    let message = format!("moving the old version to the trash: {source}");
+    StoreError { outcome_unknown, ..StoreError::new(op, dest, problem, message) }
 }
 
 #[async_trait]
