@@ -51,10 +51,15 @@ pub fn compare(row: Option<&Row>, stat: &Stat, mask: Mask, terms: Terms) -> Verd
         return if row.stat == *stat { Verdict::Same } else { Verdict::Refresh };
     }
     if row.origin != Origin::Made {
-        return compare_listed(row, stat, terms);
+        return compare_listed(row, stat, mask, terms);
     }
-    let attributes =
-        if row.stat == *stat { Verdict::Same } else { metadata_only(&row.stat, stat, terms.holds) };
+    // Extended attributes show in ctime alone, and of two changes in one tick of the filesystem's clock only once.
+    let provable = row.settled || !terms.holds.attributes || !mask.contains(Mask::ATTRIB);
+    let attributes = match row.stat == *stat {
+        true if provable => Verdict::Same,
+        true => Verdict::Attributes,
+        false => metadata_only(&row.stat, stat, terms.holds),
+    };
     match stat.kind {
         Kind::Dir => attributes,
         Kind::File => compare_file(row, stat, mask, terms, attributes),
@@ -68,8 +73,8 @@ pub fn compare(row: Option<&Row>, stat: &Stat, mask: Mask, terms: Terms) -> Verd
     }
 }
 
-/// True if [`compare`] would say `Same`, whatever the events were: it is enough to count it. Asked of every path of a
-/// rescan.
+/// True if [`compare`] would say `Same`, whatever the events were but one of attributes: it is enough to count it. Asked
+/// of every path of a rescan, for which no event tells.
 pub fn is_same(known: &Known, stat: &Stat, terms: Terms) -> bool {
     if known.stat != *stat || known.state != RowState::Present {
         return false;
@@ -102,11 +107,15 @@ fn is_same_inode(old: &Stat, new: &Stat) -> bool {
     (old.ino, old.btime_ns, old.ctime_ns) == (new.ino, new.btime_ns, new.ctime_ns)
 }
 
-/// Against a row that only says what a listing said: size and time prove equality, as they do for rclone.
-fn compare_listed(row: &Row, stat: &Stat, terms: Terms) -> Verdict {
+/// Against a row that only says what a listing said: size and time prove equality, as they do for rclone, unless it is
+/// known that somebody wrote to the file and the hash can tell.
+fn compare_listed(row: &Row, stat: &Stat, mask: Mask, terms: Terms) -> Verdict {
     let equal = stat.kind == Kind::Dir
         || (row.stat.size == stat.size && row.stat.mtime_ns == held_time(stat.mtime_ns, terms.holds));
-    if equal {
+    let was_written = mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE);
+    if equal && was_written && stat.kind == Kind::File && row.sha1.is_some() {
+        Verdict::Compare
+    } else if equal {
         if terms.holds.attributes { Verdict::Attributes } else { Verdict::Refresh }
     } else if row.origin == Origin::ListedForeign {
         Verdict::HoldForeign
@@ -127,7 +136,7 @@ pub fn after_read(row: &Row, stat: &Stat, handle: Option<&Handle>, sha1: &Sha1, 
     if holds.hard_links && split && row.origin == Origin::Made {
         return Verdict::Send;
     }
-    if row.origin != Origin::Made && holds.attributes {
+    if holds.attributes && (row.origin != Origin::Made || !row.settled) {
         return Verdict::Attributes;
     }
     metadata_only(&row.stat, stat, holds)
@@ -240,6 +249,15 @@ mod tests {
         assert_eq!(compare(Some(&unsettled), &stat(Kind::File), Mask::ATTRIB, B2), Verdict::Same);
     }
 
+    #[test]
+    fn attributes_that_changed_within_a_tick_of_the_clock_are_set_again() {
+        for kind in [Kind::File, Kind::Dir] {
+            let unsettled = Row { settled: false, ..row(kind) };
+            assert_eq!(compare(Some(&unsettled), &stat(kind), Mask::ATTRIB, DIR), Verdict::Attributes);
+            assert_eq!(compare(Some(&row(kind)), &stat(kind), Mask::ATTRIB, DIR), Verdict::Same);
+        }
+    }
+
     fn rows() -> impl Strategy<Value = (Row, Stat)> {
         let kinds = prop_oneof![Just(Kind::File), Just(Kind::Dir), Just(Kind::Symlink), Just(Kind::Fifo)];
         let origins = prop_oneof![5 => Just(Origin::Made), 1 => Just(Origin::ListedOurs), 1 => Just(Origin::ListedForeign)];
@@ -270,7 +288,7 @@ mod tests {
         ) {
             let terms = Terms { stable_inodes, ..if b2 { B2 } else { DIR } };
             if is_same(&row.known(), &seen, terms) {
-                let mask = Mask::from_bits_retain(bits);
+                let mask = Mask::from_bits_retain(bits).difference(Mask::ATTRIB);
                 prop_assert_eq!(compare(Some(&row), &seen, mask, terms), Verdict::Same);
             }
         }
@@ -344,13 +362,28 @@ mod tests {
     }
 
     #[test]
-    fn an_unsettled_file_that_was_not_touched_costs_a_look_and_no_write() {
-        assert_eq!(
-            after_read(&row(Kind::File), &stat(Kind::File), None, &[1; 20], DIR.holds),
-            Verdict::Refresh
-        );
+    fn an_unsettled_file_that_was_not_touched_is_read_once_and_its_attributes_set_once() {
+        let read = |row: &Row, terms: Terms| after_read(row, &stat(Kind::File), None, &[1; 20], terms.holds);
+        let unsettled = Row { settled: false, ..row(Kind::File) };
+        assert_eq!(read(&unsettled, DIR), Verdict::Attributes);
+        assert_eq!(read(&unsettled, B2), Verdict::Refresh);
+        assert_eq!(read(&row(Kind::File), DIR), Verdict::Refresh);
         let acl = file(|s| s.ctime_ns += 9);
         assert_eq!(after_read(&row(Kind::File), &acl, None, &[1; 20], DIR.holds), Verdict::Attributes);
+    }
+
+    #[test]
+    fn an_object_of_a_listing_is_believed_by_its_hash_once_its_file_was_written() {
+        let listed = Row { origin: Origin::ListedOurs, ..row(Kind::File) };
+        let listed = Row { stat: Stat { mtime_ns: 1_000_000_000, ..listed.stat }, ..listed };
+        let compared = |row: &Row, mask| compare(Some(row), &stat(Kind::File), mask, B2);
+        assert_eq!(compared(&listed, Mask::UNKNOWN), Verdict::Refresh);
+        assert_eq!(compared(&listed, Mask::UNKNOWN | Mask::MODIFY), Verdict::Compare);
+        assert_eq!(
+            compared(&Row { sha1: None, ..listed }, WRITTEN),
+            Verdict::Refresh,
+            "nothing to compare with"
+        );
     }
 
     #[test]

@@ -245,7 +245,8 @@ fn settle_row(root: &RunRoot, path: RelPath, now_ns: i64) -> NewDeferred {
         scope: Scope::SelfOnly,
         handle: None,
         seq: 0,
-        mask: Mask::UNKNOWN,
+        // What stands there is what was read then. The source may have another content by now, of the same size and time.
+        mask: Mask::UNKNOWN | Mask::MODIFY,
         since_ns: now_ns,
         attempts: 0,
         not_before_ns: 0,

@@ -76,7 +76,7 @@ pub fn run(budget: &Budget, at_failure: impl Fn(&Failure) + Sync) -> Summary {
         }
     };
     std::thread::scope(|scope| {
-        (0..budget.jobs).for_each(|_| drop(scope.spawn(&work)));
+        (0..budget.jobs).for_each(|_| drop(scope.spawn(work)));
     });
     let (mut summary, seconds) = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     summary.failures.sort_by_key(|failure| failure.seed);

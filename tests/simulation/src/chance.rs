@@ -12,7 +12,10 @@ use crate::script::{What, Within};
 
 /// Decides and remembers; knows nothing of the world.
 pub struct Chance {
+    /// Of what happens within a line. What is written is not drawn, and so no number may be taken from here for anything else.
     random: Random,
+    /// Of the numbers that follow from the line alone.
+    picks: Random,
     faults: Faults,
     source: Source,
     /// What was decided within the line that runs.
@@ -38,6 +41,7 @@ impl Chance {
     pub fn new(seed: u64) -> Chance {
         Chance {
             random: Random::new(seed),
+            picks: Random::new(seed),
             faults: Faults::none(),
             source: Source::Drawn,
             log: Vec::new(),
@@ -52,7 +56,8 @@ impl Chance {
 
     /// Begins a line. What happens within it is drawn with these faults, or as written.
     pub fn begin(&mut self, seed: u64, faults: Faults, written: Option<Vec<Within>>) {
-        self.random = Random::new(seed);
+        self.picks = Random::new(seed);
+        self.random = self.picks.fork();
         self.faults = faults;
         self.source = written.map_or(Source::Drawn, Source::Written);
         self.passes = 0;
@@ -121,7 +126,7 @@ impl Chance {
 
     /// A number below `n` that follows from the line alone.
     pub fn pick(&mut self, n: u64) -> u64 {
-        self.random.below(n)
+        self.picks.below(n)
     }
 
     pub fn steps(&self) -> u64 {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::disk::{Disk, Errno, Fd, How, Id, Kind};
-use crate::machine::{DiskId, Machine};
+use crate::disks::PEOPLE;
+use crate::machine::Machine;
 use crate::script::{Op, bytes};
 
 /// A page stays dirty for so long: until then a store through a mapping changes no time (dirty_expire_centisecs).
@@ -12,9 +13,9 @@ const DIRTY_NS: i64 = 30_000_000_000;
 /// The files that people and programs hold open, by the numbers of the script.
 #[derive(Debug)]
 pub struct Hands {
-    open: BTreeMap<u8, (DiskId, Fd)>,
+    open: BTreeMap<u8, (u64, Fd)>,
     /// Open files that changed in a way of which nothing tells before they are closed.
-    silent: BTreeMap<u8, (DiskId, Id)>,
+    silent: BTreeMap<u8, (u64, Id)>,
     /// Directories that nobody moves or takes away.
     roots: Vec<Vec<u8>>,
 }
@@ -42,9 +43,9 @@ impl Hands {
             Op::RemoveAll { path } | Op::Unlink { path } if self.is_fixed(path) => Err(Errno::PERM),
             Op::Open { path, fd } => {
                 self.close(machine, *fd);
-                let (disk, path) = machine.find(&bytes(path))?;
-                let open = machine.act(disk, |disk| disk.open(&path, How::WRITE))?;
-                self.open.insert(*fd, (disk, open));
+                let (dev, path) = machine.place(&bytes(path))?;
+                let open = act(machine, holder(*fd), dev, |disk| disk.open(&path, How::WRITE))?;
+                self.open.insert(*fd, (dev, open));
                 Ok(())
             }
             Op::Close { fd } => {
@@ -54,12 +55,13 @@ impl Hands {
             Op::WriteOpen { fd: number, content }
             | Op::Map { fd: number, content }
             | Op::Aio { fd: number, content } => {
-                let (disk, fd) = *self.open.get(number).ok_or(Errno::BADF)?;
+                let (dev, fd) = *self.open.get(number).ok_or(Errno::BADF)?;
                 let content = bytes(content);
                 if !matches!(op, Op::WriteOpen { .. }) {
-                    self.silent.insert(*number, (disk, machine.disk(disk).opened_id(fd)?));
+                    let file = machine.disk(dev).ok_or(Errno::NODEV)?.opened_id(fd)?;
+                    self.silent.insert(*number, (dev, file));
                 }
-                machine.act(disk, |disk| match op {
+                act(machine, holder(*number), dev, |disk| match op {
                     Op::WriteOpen { .. } => disk.append(fd, &content),
                     Op::Aio { .. } => disk.aio_write(fd, 0, &content),
                     _ => {
@@ -69,33 +71,33 @@ impl Hands {
                 })
             }
             Op::Rename { from: a, to: b } | Op::Link { from: a, to: b } | Op::Exchange { a, b } => {
-                let ((disk, from), (other, to)) = (machine.find(&bytes(a))?, machine.find(&bytes(b))?);
-                if disk != other {
+                let ((dev, from), (other, to)) = (machine.place(&bytes(a))?, machine.place(&bytes(b))?);
+                if dev != other {
                     return Err(Errno::XDEV);
                 }
-                machine.act(disk, |disk| match op {
+                act(machine, PEOPLE, dev, |disk| match op {
                     Op::Rename { .. } => disk.rename(&from, &to),
                     Op::Link { .. } => disk.link(&from, &to),
                     _ => disk.exchange(&from, &to),
                 })
             }
             _ => {
-                let (disk, path) = machine.find(&bytes(path_of(op)))?;
-                machine.act(disk, |disk| at_path(disk, &path, op))
+                let (dev, path) = machine.place(&bytes(path_of(op)))?;
+                act(machine, PEOPLE, dev, |disk| at_path(disk, &path, op))
             }
         }
     }
 
     /// Whether this file changed, and nothing may have told of it yet.
-    pub fn is_silent(&self, disk: DiskId, file: Id) -> bool {
-        self.silent.values().any(|silent| *silent == (disk, file))
+    pub fn is_silent(&self, dev: u64, file: Id) -> bool {
+        self.silent.values().any(|silent| *silent == (dev, file))
     }
 
     fn close(&mut self, machine: &mut Machine, fd: u8) {
         self.silent.remove(&fd);
-        if let Some((disk, fd)) = self.open.remove(&fd) {
-            // Of a disk that was pulled out there is nothing to close.
-            let _ = machine.act(disk, |disk| disk.close(fd));
+        if let Some((dev, open)) = self.open.remove(&fd) {
+            let _ = act(machine, holder(fd), dev, |disk| disk.close(open));
+            machine.closed(dev);
         }
     }
 
@@ -109,6 +111,20 @@ impl Hands {
         self.open.clear();
         self.silent.clear();
     }
+}
+
+fn act<T>(
+    machine: &mut Machine,
+    pid: u32,
+    dev: u64,
+    work: impl FnOnce(&mut Disk) -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    machine.act(pid, dev, work).unwrap_or(Err(Errno::NODEV))
+}
+
+/// The process that holds a file open. Its events do not merge with those of others.
+fn holder(fd: u8) -> u32 {
+    PEOPLE + 1 + u32::from(fd)
 }
 
 fn path_of(op: &Op) -> &str {

@@ -88,7 +88,7 @@ faults! {
     ListingFails = 40,
     /// A handle does not resolve, although what it names is there.
     HandleIo = 60,
-    /// A read of events fails, and they are gone.
+    /// A read of events fails, and the first of them is gone.
     ReadFails = 100,
     /// The tracker is killed in a read of events.
     KillInRead = 100,

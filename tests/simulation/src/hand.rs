@@ -1,7 +1,6 @@
 //! What all that is simulated has in common, and the hand that each life of a program feels it by: others go on between
 //! two of its steps, and it may die at any of them.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,9 +10,9 @@ use crate::chance::Chance;
 use crate::database::{self, Act, Answer, Op as Written, Program};
 use crate::deeds::Hands;
 use crate::disk::Id;
+use crate::disks::{Disks, PROGRAMS};
 use crate::fate::{Fate, Fault, Killed, die};
-use crate::host::Home;
-use crate::machine::{DiskId, GroupId, Machine};
+use crate::machine::Machine;
 use crate::random::Random;
 use crate::script::{Op, What};
 use crate::seat::Tracker;
@@ -33,8 +32,6 @@ pub struct Shared {
     chance: Mutex<Chance>,
     /// Taken while it takes its turn.
     pub tracker: Mutex<Option<Tracker>>,
-    /// What the service manager keeps for the tracker, by name.
-    kept: Mutex<BTreeMap<String, Kept>>,
     /// What the tracker's status file says of its last probe.
     probed_ns: AtomicI64,
     /// Bytes left on the state disk; negative: as many as anybody wants.
@@ -44,13 +41,6 @@ pub struct Shared {
     lives: AtomicU64,
     /// A listing lacked a name without an error: what no event and no row names is found by nobody.
     lied: AtomicBool,
-}
-
-/// Kept by the service manager.
-#[derive(Clone)]
-pub enum Kept {
-    Group(GroupId),
-    Memory(Home),
 }
 
 /// One life of a program.
@@ -69,7 +59,6 @@ impl Shared {
             hands: Mutex::new(Hands::new(roots)),
             chance: Mutex::new(Chance::new(seed)),
             tracker: Mutex::new(None),
-            kept: Mutex::default(),
             probed_ns: AtomicI64::new(NEVER),
             room: AtomicI64::new(-1),
             down: AtomicBool::new(false),
@@ -111,8 +100,8 @@ impl Shared {
     }
 
     /// Whether a file changed in a way of which nothing has told yet.
-    pub fn is_silent(&self, disk: DiskId, file: Id) -> bool {
-        lock(&self.hands).is_silent(disk, file)
+    pub fn is_silent(&self, dev: u64, file: Id) -> bool {
+        lock(&self.hands).is_silent(dev, file)
     }
 
     pub fn close_files(&self) {
@@ -138,39 +127,9 @@ impl Shared {
 
     // The tracker's own.
 
-    pub fn keep(&self, name: &str, what: Kept) {
-        if !self.shape.keeps {
-            return;
-        }
-        if let Kept::Group(id) = what {
-            self.machine().groups().hold(id);
-        }
-        let before = lock(&self.kept).insert(name.to_owned(), what);
-        self.drop_kept(before);
-    }
-
-    pub fn let_go(&self, name: &str) {
-        let before = lock(&self.kept).remove(name);
-        self.drop_kept(before);
-    }
-
-    fn drop_kept(&self, kept: Option<Kept>) {
-        if let Some(Kept::Group(id)) = kept {
-            self.machine().groups().close(id);
-        }
-    }
-
-    pub fn kept(&self, name: &str) -> Option<Kept> {
-        lock(&self.kept).get(name).cloned()
-    }
-
-    pub fn kept_names(&self) -> Vec<String> {
-        lock(&self.kept).keys().cloned().collect()
-    }
-
     /// The tracker has looked at all its roots.
     pub fn probed(&self) {
-        self.probed_ns.store(self.machine().boot_ns(), Ordering::Relaxed);
+        self.probed_ns.store(self.machine().boot_ns, Ordering::Relaxed);
     }
 
     pub fn forget_probe(&self) {
@@ -244,29 +203,33 @@ impl Shared {
     }
 
     /// After a power cut, with every program gone.
-    pub fn lose_power(&self) {
+    pub fn lose_power(&self, disks: &mut Disks) {
         let mut keep = || self.chance().pick(2) == 0;
         database::power_cut(&mut keep);
-        self.machine().power_cut();
+        disks.boot(&mut self.machine(), false);
         self.forget_boot();
         self.down.store(false, Ordering::Relaxed);
     }
 
     /// In order, with every program gone.
-    pub fn reboot(&self) {
+    pub fn reboot(&self, disks: &mut Disks) {
         self.close_files();
-        self.machine().reboot();
+        disks.boot(&mut self.machine(), true);
         self.forget_boot();
     }
 
     fn forget_boot(&self) {
-        lock(&self.kept).clear();
         lock(&self.hands).forget();
         self.forget_probe();
     }
 }
 
 impl Hand {
+    /// The process of this life.
+    pub fn pid(&self) -> u32 {
+        PROGRAMS + self.program as u32
+    }
+
     pub fn is_dead(&self) -> bool {
         database::is_dead(self.program)
     }
@@ -319,7 +282,7 @@ impl Fate for Hand {
             let mut chance = shared.chance();
             (chance.pass(draw), chance.pick(STEP_NS))
         };
-        shared.machine().go_by(step_ns as i64);
+        shared.machine().pass_time(step_ns as i64);
         due.iter().for_each(|what| shared.go_on(what));
         if self.is_dead() {
             die();

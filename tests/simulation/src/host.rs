@@ -1,31 +1,29 @@
 //! The machine as the tracker sees it: its trait `Host`, over the simulated kernel and disks.
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use shared::clock::Clock;
 use shared::entry::Handle;
-use shared::identity::Attachment;
 use shared::journal::{Change, Generation};
 use tracker::generation::Whole;
-use tracker::host::{Host, Memory, Placed, View};
+use tracker::host::{Host, Placed, View};
 use tracker::intake::PlaceError;
-use tracker::intake::buffer::{TOTAL_BYTES, Unfit, WORDS};
-use tracker::intake::fanotify::{GROUP_FLAGS, MARK_MASK};
+use tracker::intake::buffer::{TOTAL_BYTES, Unfit};
 use tracker::intake::records::HandleRef;
 use tracker::mounts::Mount;
 use tracker::resolve::{Link, Lost, MountError, NameOf};
 use tracker::roots::{OpenRoot, OwnDir, Standing, TrackedRoot};
 
-use crate::disk::{Disk, Errno, Id};
+use crate::disk::{Disk, Errno};
 use crate::fate::{Fate as _, Fault};
-use crate::hand::{self, Hand};
-use crate::machine::{DiskId, GroupId, Place};
+use crate::hand::Hand;
+use crate::machine::{self, GroupId, Hold, Machine, Mapped, Memory, Spot, UpLink};
 use crate::store::lock;
 
 /// The clock of a program.
@@ -33,11 +31,11 @@ pub struct SimClock(pub Hand);
 
 impl Clock for SimClock {
     fn wall_ns(&self) -> i64 {
-        self.0.shared.machine().wall_ns()
+        self.0.shared.machine().wall_ns
     }
 
     fn boot_ns(&self) -> i64 {
-        self.0.shared.machine().boot_ns()
+        self.0.shared.machine().boot_ns
     }
 }
 
@@ -51,8 +49,15 @@ pub struct SimHost {
 
 impl SimHost {
     pub fn new(hand: Hand) -> SimHost {
-        let passed = hand.shared.kept_names().into_iter().collect();
+        let passed = hand.shared.machine().kept_names().into_iter().collect();
         SimHost { hand, passed: Arc::new(Mutex::new(passed)) }
+    }
+
+    /// If there is a service manager.
+    fn keep(&self, name: &str, what: machine::Kept) {
+        if self.hand.shared.shape.keeps {
+            self.hand.shared.machine().keep(name, what);
+        }
     }
 }
 
@@ -64,7 +69,7 @@ pub struct SimGroup {
 
 impl Drop for SimGroup {
     fn drop(&mut self) {
-        self.hand.shared.machine().groups().close(self.id);
+        self.hand.shared.machine().close_group(self.id);
     }
 }
 
@@ -77,34 +82,21 @@ pub enum Kept {
 /// The bytes of an intake buffer. They outlive whoever has them mapped.
 pub struct SimMemory {
     hand: Hand,
-    data: Option<Box<Data>>,
-    home: Home,
+    data: Option<Box<Mapped>>,
+    home: Memory,
 }
-
-pub struct Data {
-    words: [Cell<u64>; WORDS],
-    bytes: Vec<u8>,
-}
-
-/// Where the bytes are while nobody has them mapped.
-pub type Home = Arc<Mutex<Option<Box<Data>>>>;
 
 impl SimMemory {
-    fn new(hand: &Hand) -> SimMemory {
-        let data = Data { words: [const { Cell::new(0) }; WORDS], bytes: vec![0; TOTAL_BYTES] };
-        SimMemory { hand: hand.clone(), data: Some(Box::new(data)), home: Arc::default() }
-    }
-
-    fn open(hand: &Hand, home: Home) -> Option<SimMemory> {
+    fn open(hand: &Hand, home: Memory) -> Option<SimMemory> {
         let data = lock(&home).take()?;
         Some(SimMemory { hand: hand.clone(), data: Some(data), home })
     }
 
-    fn data(&self) -> &Data {
+    fn data(&self) -> &Mapped {
         self.data.as_deref().expect("it is there as long as this lives")
     }
 
-    fn data_mut(&mut self) -> &mut Data {
+    fn data_mut(&mut self) -> &mut Mapped {
         self.data.as_deref_mut().expect("it is there as long as this lives")
     }
 }
@@ -115,7 +107,7 @@ impl Drop for SimMemory {
     }
 }
 
-impl Memory for SimMemory {
+impl tracker::host::Memory for SimMemory {
     fn size(&self) -> usize {
         TOTAL_BYTES
     }
@@ -152,102 +144,97 @@ impl Memory for SimMemory {
     }
 }
 
-/// A view of a whole disk. It keeps the disk in use.
-pub struct SimView {
+/// A directory held open: its filesystem stays in use.
+pub struct Held {
     hand: Hand,
-    disk: DiskId,
+    hold: Hold,
+    spot: Spot,
 }
 
-impl Drop for SimView {
-    fn drop(&mut self) {
-        self.hand.shared.machine().let_go(self.disk);
+impl Held {
+    fn new(hand: &Hand, open: impl FnOnce(&mut Machine, u32) -> Result<Hold, Errno>) -> Result<Held, Errno> {
+        let mut machine = hand.shared.machine();
+        let hold = open(&mut machine, hand.pid())?;
+        let spot = machine.held(hold).ok_or(Errno::BADF)?;
+        Ok(Held { hand: hand.clone(), hold, spot })
     }
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.hand.shared.machine().release(self.hold);
+    }
+}
+
+/// A view of a whole disk.
+pub struct SimView(Held);
+
 impl SimView {
-    fn on_disk<T>(&self, point: &'static str, ask: impl FnOnce(&Disk) -> T) -> T {
-        self.hand.pass(point);
-        ask(self.hand.shared.machine().disk(self.disk))
+    fn ask<T>(
+        &self,
+        point: &'static str,
+        ask: impl FnOnce(&Machine, u64) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        self.0.hand.pass(point);
+        ask(&self.0.hand.shared.machine(), self.0.spot.dev)
     }
 }
 
 impl View for SimView {
     fn top(&self) -> io::Result<Handle> {
-        Ok(self.on_disk("the top's handle", |disk| disk.handle_of(disk.top())))
+        let top = |machine: &Machine, dev| {
+            let disk = machine.disk(dev).ok_or(Errno::NODEV)?;
+            Ok(disk.handle_of(disk.top()))
+        };
+        Ok(self.ask("the top's handle", top)?)
     }
 
     fn links(&mut self, dir: &Handle, is_known: impl Fn(HandleRef<'_>) -> bool) -> Result<Vec<Link>, Lost> {
         // EIO arrives as ESTALE, too.
-        if self.hand.strikes(Fault::HandleIo) {
+        if self.0.hand.strikes(Fault::HandleIo) {
             return Err(Lost::Gone);
         }
-        self.on_disk("climb", |disk| {
-            let mut at = disk.open_by_handle(dir).map_err(|_| Lost::Gone)?;
-            let inode = disk.inode(at).map_err(|_| Lost::Gone)?;
-            if !inode.is_dir() || (inode.links.is_empty() && at != disk.top()) {
-                return Err(Lost::Gone);
+        let links = self.ask("climb", |machine, dev| {
+            let disk = machine.disk(dev).ok_or(Errno::STALE)?;
+            let top = disk.handle_of(disk.top());
+            machine.links_up(dev, dir, |dir| *dir == top || is_known(dir.into()))
+        });
+        match links {
+            Ok(links) => {
+                let link = |up: UpLink| Link { dir: up.dir, parent: up.parent, name: up.name.to_vec() };
+                Ok(links.into_iter().map(link).collect())
             }
-            let mut links = Vec::new();
-            loop {
-                let handle = disk.handle_of(at);
-                if at == disk.top() || is_known((&handle).into()) {
-                    return Ok(links);
-                }
-                let link = disk.names(at).ok().and_then(<[_]>::first).ok_or(Lost::Stale)?;
-                let (parent, name) = (disk.handle_of(link.dir), link.name.to_vec());
-                at = link.dir;
-                links.push(Link { dir: handle, parent, name });
-            }
-        })
+            Err(Errno::STALE) => Err(Lost::Gone),
+            Err(_) => Err(Lost::Stale),
+        }
     }
 
     fn name_of(&mut self, file: &Handle) -> NameOf {
-        if self.hand.strikes(Fault::HandleIo) {
+        if self.0.hand.strikes(Fault::HandleIo) {
             return NameOf::Stale;
         }
-        self.on_disk("a name of a file", |disk| {
-            let Ok(id) = disk.open_by_handle(file) else { return NameOf::Stale };
-            let Ok(names) = disk.names(id) else { return NameOf::Stale };
-            match names.first() {
-                None => NameOf::None,
-                Some(link) => NameOf::Known {
-                    dir: disk.handle_of(link.dir),
-                    name: link.name.to_vec(),
-                    only: names.len() == 1,
-                },
-            }
-        })
+        let drawn = self.0.hand.pick(1 << 16) as usize;
+        let name = self.ask("a name of a file", |machine, dev| machine.name_of(dev, file, |n| drawn % n));
+        match name {
+            Ok(Some((dir, name, only))) => NameOf::Known { dir, name: name.to_vec(), only },
+            Ok(None) => NameOf::None,
+            Err(_) => NameOf::Stale,
+        }
     }
 
     fn may_have_names(&mut self, file: &Handle) -> bool {
-        self.on_disk("the names of a file", |disk| {
-            let names = disk.open_by_handle(file).ok().and_then(|id| disk.names(id).ok());
-            names.is_some_and(|names| names.len() > 1)
-        })
+        let names = self.ask("the names of a file", |machine, dev| machine.names(dev, file));
+        names.is_ok_and(|names| names.len() > 1)
     }
 
     fn has(&mut self, dir: HandleRef<'_>, name: &[u8], file: HandleRef<'_>) -> bool {
-        self.on_disk("a name in a directory", |disk| {
-            let found = disk.open_by_handle(&dir.to_handle()).and_then(|dir| disk.child(dir, name));
-            found.is_ok_and(|id: Id| HandleRef::from(&disk.handle_of(id)) == file)
-        })
-    }
-}
-
-/// An open directory. It keeps its disk in use.
-pub struct SimOpenDir {
-    hand: Hand,
-    place: Place,
-}
-
-impl Drop for SimOpenDir {
-    fn drop(&mut self) {
-        self.hand.shared.machine().let_go(self.place.disk);
+        let (dir, file) = (dir.to_handle(), file.to_handle());
+        self.ask("a name in a directory", |machine, dev| Ok(machine.has(dev, &dir, name, &file))) == Ok(true)
     }
 }
 
 impl Host for SimHost {
-    type Dir = SimOpenDir;
+    type Dir = Held;
     type Group = SimGroup;
     type Memory = SimMemory;
     type View = SimView;
@@ -262,50 +249,37 @@ impl Host for SimHost {
     }
 
     fn is_dir(&self, path: &Path) -> io::Result<bool> {
-        self.hand.shared.machine().place(path)?;
-        Ok(true)
-    }
-
-    fn open_dir(&self, path: &Path) -> io::Result<SimOpenDir> {
-        self.hand.pass("open a directory");
-        let mut machine = self.hand.shared.machine();
-        let place = machine.place(path)?;
-        machine.open_dir(&place)?;
-        machine.hold(place.disk);
-        Ok(SimOpenDir { hand: self.hand.clone(), place })
-    }
-
-    fn identify(&self, dir: SimOpenDir) -> Result<OpenRoot<SimOpenDir>, String> {
         let machine = self.hand.shared.machine();
-        let place = dir.place.clone();
-        let identity = machine.identity(&place).map_err(|e| e.to_string())?;
-        let attachment = Attachment { dev: place.dev, mount_id: Some(place.mount) };
-        let handle = Some(machine.disk(place.disk).handle_of(place.dir));
+        let spot = machine.spot(path)?;
+        Ok(machine.disk(spot.dev).ok_or(Errno::NODEV)?.inode(spot.id)?.is_dir())
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<Held> {
+        self.hand.pass("open a directory");
+        Ok(Held::new(&self.hand, |machine, pid| machine.hold(pid, path.as_os_str().as_bytes()))?)
+    }
+
+    fn identify(&self, fd: Held) -> Result<OpenRoot<Held>, String> {
+        let machine = self.hand.shared.machine();
+        let (identity, attachment) = machine.identity(fd.spot).map_err(|e| e.to_string())?;
+        let handle = machine.disk(fd.spot.dev).map(|disk| disk.handle_of(fd.spot.id));
         drop(machine);
-        Ok(OpenRoot { fd: dir, attachment, identity, handle })
+        Ok(OpenRoot { fd, attachment, identity, handle })
     }
 
     fn standing(&self, path: &Path) -> Option<Standing> {
-        let place = self.hand.shared.machine().place(path).ok()?;
-        Some(Standing { mount: place.mount, dev: (0, place.dev as u32), inode: place.dir.ino })
+        let machine = self.hand.shared.machine();
+        let spot = machine.spot(path).ok()?;
+        let dev = machine.st_dev(spot.dev, spot.id);
+        Some(Standing { mount: spot.mount.0, dev: ((dev >> 32) as u32, dev as u32), inode: spot.id.ino })
     }
 
     fn is_mount_point(&self, path: &Path) -> bool {
-        self.hand.shared.machine().is_mount_point(path)
+        self.hand.shared.machine().is_mount_point(path.as_os_str().as_bytes())
     }
 
     fn mounts(&self) -> io::Result<Vec<Mount>> {
-        let machine = self.hand.shared.machine();
-        let mount = |mount: &crate::machine::Mount| Mount {
-            id: mount.id,
-            dev: mount.dev,
-            root: PathBuf::from("/"),
-            point: mount.point.clone(),
-            fs: machine.disk(mount.disk).kind.name().to_owned(),
-            source: PathBuf::from("/dev/simulated"),
-            read_only: mount.read_only,
-        };
-        Ok(machine.mounts().map(mount).collect())
+        Ok(self.hand.shared.machine().mountinfo())
     }
 
     /// The state directory lies on no tracked disk.
@@ -315,53 +289,45 @@ impl Host for SimHost {
 
     fn view(&self, dev: u64) -> Result<SimView, MountError> {
         self.hand.pass("open a view");
-        let mut machine = self.hand.shared.machine();
-        let disk = machine.mounts().find(|mount| mount.dev == dev).map(|mount| mount.disk);
-        let disk = disk.ok_or(MountError::NotWhole)?;
-        machine.hold(disk);
-        Ok(SimView { hand: self.hand.clone(), disk })
+        let held = Held::new(&self.hand, |machine, pid| machine.hold_whole(pid, dev));
+        held.map(SimView).map_err(|_| MountError::NotWhole)
     }
 
     fn new_group(&self) -> Result<SimGroup, PlaceError> {
         self.hand.pass("make a group");
-        let id = self.hand.shared.machine().groups().add();
+        let id = self.hand.shared.machine().new_group(self.hand.pid(), self.queue_max());
         Ok(SimGroup { hand: self.hand.clone(), id })
     }
 
     fn mark(&self, group: &SimGroup, on: &SimView) -> io::Result<()> {
         self.hand.pass("mark");
-        self.hand.shared.machine().groups().mark(group.id, on.disk);
-        Ok(())
+        Ok(self.hand.shared.machine().mark(group.id, on.0.spot.dev)?)
     }
 
     fn fdinfo(&self, group: &SimGroup) -> io::Result<String> {
-        let mut machine = self.hand.shared.machine();
-        let mut text = format!("fanotify flags:{GROUP_FLAGS:x} event-flags:88000\n");
-        let marked: Vec<DiskId> = machine.groups().marked(group.id).collect();
-        for dev in marked.into_iter().map(|disk| machine.dev(disk)) {
-            // As the kernel prints its numbers: 20 bits for the minor.
-            let sdev = (u64::from(rustix::fs::major(dev)) << 20) | u64::from(rustix::fs::minor(dev));
-            text += &format!("fanotify sdev:{sdev:x} mflags:0 mask:{MARK_MASK:x} ignored_mask:0\n");
-        }
-        Ok(text)
+        Ok(self.hand.shared.machine().fdinfo(group.id)?)
     }
 
     fn queue_max(&self) -> u64 {
-        self.hand.shared.machine().queue_max() as u64
+        self.hand.shared.shape.queue_max as u64
     }
 
     fn queued(&self, group: &SimGroup) -> io::Result<u64> {
         self.hand.pass("count what is queued");
-        Ok(self.hand.shared.machine().groups().queued(group.id) as u64)
+        let machine = self.hand.shared.machine();
+        Ok(machine.queue(group.id).ok_or(Errno::BADF)?.len())
     }
 
     fn read(&self, group: &SimGroup, memory: &mut SimMemory, range: Range<usize>) -> io::Result<usize> {
         self.hand.pass("read events");
-        let events = self.hand.shared.machine().groups().read(group.id, range.len())?;
-        if self.hand.strikes(Fault::ReadFails) {
-            // What was taken from the queue is gone.
-            return Err(Errno::FAULT.into());
+        let has_events = self.hand.shared.machine().queue(group.id).is_some_and(|queue| !queue.is_empty());
+        let fails = has_events && self.hand.strikes(Fault::ReadFails);
+        let mut machine = self.hand.shared.machine();
+        if fails {
+            machine.fail_read(group.id, Errno::FAULT);
         }
+        let events = machine.read(group.id, range.len())?;
+        drop(machine);
         memory.data_mut().bytes[range.start..range.start + events.len()].copy_from_slice(&events);
         // The call runs to its end even when the process was killed in it: the events are in the memory, and nobody said
         // how many.
@@ -372,7 +338,7 @@ impl Host for SimHost {
     }
 
     fn read_aside(&self, group: &SimGroup, into: &mut [u8]) -> io::Result<usize> {
-        let events = self.hand.shared.machine().groups().read(group.id, into.len())?;
+        let events = self.hand.shared.machine().read(group.id, into.len())?;
         into[..events.len()].copy_from_slice(&events);
         Ok(events.len())
     }
@@ -381,8 +347,9 @@ impl Host for SimHost {
         None
     }
 
-    fn ring(&self, _group: &SimGroup, _dir: &SimOpenDir, _dev: u64) -> io::Result<Handle> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn ring(&self, group: &SimGroup, dir: &Held, _dev: u64) -> io::Result<Handle> {
+        self.hand.pass("ring");
+        Ok(self.hand.shared.machine().ring(self.hand.pid(), group.id, dir.spot)?)
     }
 
     fn unmark_dirs(&self, _group: &SimGroup, _any: &SimView) -> io::Result<()> {
@@ -398,19 +365,18 @@ impl Host for SimHost {
     }
 
     fn new_memory(&self) -> io::Result<SimMemory> {
-        Ok(SimMemory::new(&self.hand))
+        let data = Some(Box::default());
+        Ok(SimMemory { hand: self.hand.clone(), data, home: Memory::default() })
     }
 
     fn take_kept(&self, name: &str) -> Option<Kept> {
         if !lock(&self.passed).remove(name) {
             return None;
         }
-        match self.hand.shared.kept(name)? {
-            hand::Kept::Group(id) => {
-                self.hand.shared.machine().groups().hold(id);
-                Some(Kept::Group(SimGroup { hand: self.hand.clone(), id }))
-            }
-            hand::Kept::Memory(home) => SimMemory::open(&self.hand, home).map(Kept::Memory),
+        let kept = self.hand.shared.machine().take_kept(self.hand.pid(), name)?;
+        match kept {
+            machine::Kept::Group(id) => Some(Kept::Group(SimGroup { hand: self.hand.clone(), id })),
+            machine::Kept::Memory(home) => SimMemory::open(&self.hand, home).map(Kept::Memory),
         }
     }
 
@@ -430,47 +396,47 @@ impl Host for SimHost {
 
     fn discard_rest(&self) -> Vec<String> {
         let rest = std::mem::take(&mut *lock(&self.passed));
-        rest.iter().for_each(|name| self.hand.shared.let_go(name));
+        rest.iter().for_each(|name| self.hand.shared.machine().let_go(name));
         rest.into_iter().collect()
     }
 
     fn keep_group(&self, name: &str, group: &SimGroup) {
         self.hand.pass("keep a group");
-        self.hand.shared.keep(name, hand::Kept::Group(group.id));
+        self.keep(name, machine::Kept::Group(group.id));
     }
 
     fn keep_memory(&self, name: &str, memory: &SimMemory) {
         self.hand.pass("keep a buffer");
-        self.hand.shared.keep(name, hand::Kept::Memory(Arc::clone(&memory.home)));
+        self.keep(name, machine::Kept::Memory(Arc::clone(&memory.home)));
     }
 
     fn let_go(&self, name: &str) {
         self.hand.pass("keep no more");
-        self.hand.shared.let_go(name);
+        self.hand.shared.machine().let_go(name);
     }
 
     fn barrier(&self) {}
 
-    fn generation(&self, _root: &OpenRoot<SimOpenDir>) -> Result<Generation, Whole> {
+    fn generation(&self, _root: &OpenRoot<Held>) -> Result<Generation, Whole> {
         Err(Whole::NotAsked)
     }
 
-    fn mount_number(&self, _root: &OpenRoot<SimOpenDir>) -> Option<u64> {
+    fn mount_number(&self, _root: &OpenRoot<Held>) -> Option<u64> {
         None
     }
 
     fn changes_since(
         &self,
         _root: &TrackedRoot,
-        _open: &OpenRoot<SimOpenDir>,
+        _open: &OpenRoot<Held>,
         _own: &[OwnDir],
         _since: u64,
     ) -> Result<Vec<Change>, Whole> {
         Err(Whole::NotAsked)
     }
 
-    fn sync(&self, dir: &SimOpenDir) -> io::Result<()> {
-        self.hand.shared.machine().sync_disk(dir.place.disk);
+    fn sync(&self, dir: &Held) -> io::Result<()> {
+        self.hand.shared.machine().act(self.hand.pid(), dir.spot.dev, Disk::sync);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ pub mod chance;
 pub mod database;
 pub mod deeds;
 pub mod disk;
+pub mod disks;
 pub mod fate;
 pub mod faults;
 pub mod hand;

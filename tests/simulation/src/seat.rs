@@ -70,7 +70,7 @@ impl Tracker {
             let (slot, handle) = Slot::new(parts, None);
             Seat { slot, handle, state: State::Goes, poked: false }
         };
-        let now = hand.shared.machine().boot_ns();
+        let now = hand.shared.machine().boot_ns;
         let mounts_seen = hand.shared.machine().mounts_changed();
         Ok(Tracker {
             slots: begun.parts.into_iter().map(seat).collect(),
@@ -114,7 +114,7 @@ impl Tracker {
     fn turn_one(&mut self, at: usize) -> bool {
         let (now, any_queued) = {
             let machine = self.hand.shared.machine();
-            (machine.boot_ns(), machine.any_queued())
+            (machine.boot_ns, machine.any_queued())
         };
         let seat = &mut self.slots[at];
         let readable = match seat.state {
@@ -157,7 +157,7 @@ impl Tracker {
     fn on_time(&mut self) {
         let (now, mounts) = {
             let machine = self.hand.shared.machine();
-            (machine.boot_ns(), machine.mounts_changed())
+            (machine.boot_ns, machine.mounts_changed())
         };
         if mounts != self.mounts_seen {
             self.mounts_seen = mounts;
@@ -192,7 +192,7 @@ impl Tracker {
 
     /// `tracker flush`: everything that happened before is in the journal when it returns.
     pub fn flush(&mut self) -> Result<(), String> {
-        let begun = self.hand.shared.machine().boot_ns();
+        let begun = self.hand.shared.machine().boot_ns;
         let deadline = begun + limits::FLUSH_TIMEOUT.as_nanos() as i64;
         let mut answers = Vec::new();
         for seat in &mut self.slots {
@@ -242,7 +242,7 @@ impl Tracker {
         }
         if self.slots.iter().all(|seat| seat.state == State::Ended(true)) {
             let hand = self.hand.clone();
-            let wall_ns = hand.shared.machine().wall_ns();
+            let wall_ns = hand.shared.machine().wall_ns;
             let ended = hand.live(|| self.journal.end_session(self.session, wall_ns));
             hand.shared.note("session ended", u64::from(matches!(ended, Ok(Ok(_)))));
         }

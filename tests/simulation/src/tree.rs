@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +16,7 @@ use syncer::tree::{Dir, Look, SourceFile, Stat, Tree, TreeError, Xattrs};
 use crate::disk::{Disk, Errno, Fd, How, Id, Kind, Listing, Name};
 use crate::fate::{Fate as _, Fault};
 use crate::hand::Hand;
-use crate::machine::{DiskId, Machine};
+use crate::machine::{Hold, Machine, Spot};
 use crate::oracle::requests::Requests;
 use crate::store::lock;
 
@@ -23,8 +24,8 @@ use crate::store::lock;
 pub struct SimTree {
     hand: Hand,
     path: PathBuf,
-    disk: DiskId,
-    top: Id,
+    hold: Hold,
+    top: Spot,
     identity: Identity,
     /// The directories that the last path led through: they stay what they are, wherever they are moved.
     kept: Mutex<Vec<(Vec<u8>, Id)>>,
@@ -41,14 +42,18 @@ enum Miss {
 impl SimTree {
     pub fn open(hand: &Hand, path: &Path, at: usize, looks_on: &Arc<Requests>) -> Result<SimTree, String> {
         hand.pass("open a root");
-        let machine = hand.shared.machine();
-        let place = machine.place(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let identity = machine.identity(&place).map_err(|e| e.to_string())?;
-        let (disk, top) = (place.disk, place.dir);
+        let mut machine = hand.shared.machine();
+        let failed = |e| format!("{}: {e}", path.display());
+        let hold = machine.hold(hand.pid(), path.as_os_str().as_bytes()).map_err(failed)?;
+        let found = machine.held(hold).ok_or(Errno::BADF).and_then(|top| Ok((top, machine.identity(top)?.0)));
+        let (top, identity) = found.map_err(|e| {
+            machine.release(hold);
+            failed(e)
+        })?;
         drop(machine);
-        looks_on.opened(at, disk, top);
+        looks_on.opened(at, top.dev, top.id);
         let (kept, witness) = (Mutex::default(), (Arc::clone(looks_on), at));
-        Ok(SimTree { hand: hand.clone(), path: path.to_owned(), disk, top, identity, kept, witness })
+        Ok(SimTree { hand: hand.clone(), path: path.to_owned(), hold, top, identity, kept, witness })
     }
 
     pub fn identity(&self) -> &Identity {
@@ -57,7 +62,7 @@ impl SimTree {
 
     fn with<T>(&self, work: impl FnOnce(&Machine, &Disk) -> T) -> T {
         let machine = self.hand.shared.machine();
-        work(&machine, machine.disk(self.disk))
+        work(&machine, held(&machine, self.top.dev))
     }
 
     /// Through the directories remembered, or from the top if they do not lead to it.
@@ -71,7 +76,7 @@ impl SimTree {
 
     fn walk(&self, path: &RelPath, kept: Vec<(Vec<u8>, Id)>) -> Result<Id, Miss> {
         self.with(|machine, disk| {
-            let (mut at, mut way, mut prefix) = (self.top, Vec::new(), RelPath::root());
+            let (mut at, mut way, mut prefix) = (self.top.id, Vec::new(), RelPath::root());
             let last = path.components().count();
             let mut follows = true;
             for (depth, name) in path.components().enumerate() {
@@ -103,7 +108,7 @@ impl SimTree {
             Err(e) => return Err(failed(e)),
         };
         // Another subvolume, or something mounted there.
-        if id.root != self.top.root || machine.is_covered(self.disk, id) {
+        if id.root != self.top.id.root || machine.is_covered(Spot { id, ..self.top }) {
             return Err(failed(Errno::XDEV));
         }
         Ok(id)
@@ -141,7 +146,7 @@ impl Tree for SimTree {
             Err(Miss::Failed(at, e)) => return Look::Unknown(format!("{at}: {e}")),
             Err(Miss::Absent(at)) => at,
         };
-        match stat(self.top) {
+        match stat(self.top.id) {
             Ok(top) if top.nlink > 0 => {
                 self.witness.0.looked(self.witness.1, path, None);
                 Look::Gone { at }
@@ -160,7 +165,7 @@ impl Tree for SimTree {
                     if disk.inode(id)?.is_dir() { Ok(id) } else { Err(Errno::NOTDIR) }
                 },
             )?;
-        Ok(Arc::new(SimDir { hand: self.hand.clone(), disk: self.disk, dir, subvolume: self.top.root }))
+        Ok(Arc::new(SimDir { hand: self.hand.clone(), dir: Spot { id: dir, ..self.top } }))
     }
 
     fn open(&self, path: &RelPath) -> Result<Arc<dyn SourceFile>, TreeError> {
@@ -168,9 +173,14 @@ impl Tree for SimTree {
             stat if stat.kind == Kind::File => Ok((disk.path_of(id)?, stat)),
             _ => Err(Errno::INVAL),
         })?;
-        let opened = self.hand.shared.machine().act(self.disk, |disk| disk.open(&name, How::READ));
-        let fd = opened.map_err(|e| TreeError { op: "open", path: path.clone(), source: e.into() })?;
-        Ok(Arc::new(SimFile { hand: self.hand.clone(), disk: self.disk, fd, stat }))
+        let (pid, dev) = (self.hand.pid(), self.top.dev);
+        let opened = self.hand.shared.machine().act(pid, dev, |disk| disk.open(&name, How::READ));
+        let fd = opened.unwrap_or(Err(Errno::NODEV)).map_err(|e| TreeError {
+            op: "open",
+            path: path.clone(),
+            source: e.into(),
+        })?;
+        Ok(Arc::new(SimFile { hand: self.hand.clone(), dev, fd, stat }))
     }
 
     fn read_link(&self, path: &RelPath) -> Result<Vec<u8>, TreeError> {
@@ -193,7 +203,7 @@ impl Tree for SimTree {
     }
 
     fn now_ns(&self) -> i64 {
-        self.with(|machine, _| machine.wall_ns())
+        self.with(|machine, _| machine.wall_ns)
     }
 
     fn stable_inodes(&self) -> bool {
@@ -204,8 +214,8 @@ impl Tree for SimTree {
         self.hand.pass("check a root");
         let machine = self.hand.shared.machine();
         let path = self.path.display();
-        let place = machine.place(&self.path).map_err(|e| format!("{path}: {e}"))?;
-        if (place.disk, place.dir) != (self.disk, self.top) {
+        let now = machine.spot(&self.path).map_err(|e| format!("{path}: {e}"))?;
+        if (now.dev, now.id) != (self.top.dev, self.top.id) {
             return Err(format!("{path} leads to another directory"));
         }
         Ok(())
@@ -216,11 +226,20 @@ impl Tree for SimTree {
     }
 }
 
+impl Drop for SimTree {
+    fn drop(&mut self) {
+        self.hand.shared.machine().release(self.hold);
+    }
+}
+
+/// A disk that somebody holds something open on.
+fn held(machine: &Machine, dev: u64) -> &Disk {
+    machine.disk(dev).expect("what is in use stays")
+}
+
 struct SimDir {
     hand: Hand,
-    disk: DiskId,
-    dir: Id,
-    subvolume: u64,
+    dir: Spot,
 }
 
 impl SimDir {
@@ -230,8 +249,8 @@ impl SimDir {
             return Err(Errno::IO.into());
         }
         let machine = self.hand.shared.machine();
-        let id = machine.disk(self.disk).child(self.dir, name.to_bytes())?;
-        let elsewhere = id.root != self.subvolume || machine.is_covered(self.disk, id);
+        let id = held(&machine, self.dir.dev).child(self.dir.id, name.to_bytes())?;
+        let elsewhere = id.root != self.dir.id.root || machine.is_covered(Spot { id, ..self.dir });
         if elsewhere { Err(Errno::XDEV.into()) } else { Ok(id) }
     }
 }
@@ -245,7 +264,7 @@ impl Dir for SimDir {
             () if self.hand.strikes(Fault::ListingFails) => Listing::FailingAt(at),
             () => Listing::Whole,
         };
-        let (names, ended) = self.hand.shared.machine().disk(self.disk).list(self.dir, listing);
+        let (names, ended) = held(&self.hand.shared.machine(), self.dir.dev).list(self.dir.id, listing);
         if matches!(listing, Listing::Lacking(_)) {
             self.hand.shared.lied();
         }
@@ -257,15 +276,15 @@ impl Dir for SimDir {
 
     fn stat(&self, name: &CStr) -> io::Result<Stat> {
         let id = self.child(name)?;
-        Ok(self.hand.shared.machine().disk(self.disk).stat(id)?)
+        Ok(held(&self.hand.shared.machine(), self.dir.dev).stat(id)?)
     }
 
     fn dir(&self, name: &CStr) -> io::Result<Arc<dyn Dir>> {
-        let dir = self.child(name)?;
-        if !self.hand.shared.machine().disk(self.disk).inode(dir)?.is_dir() {
+        let id = self.child(name)?;
+        if !held(&self.hand.shared.machine(), self.dir.dev).inode(id)?.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
-        Ok(Arc::new(SimDir { hand: self.hand.clone(), disk: self.disk, dir, subvolume: self.subvolume }))
+        Ok(Arc::new(SimDir { hand: self.hand.clone(), dir: Spot { id, ..self.dir } }))
     }
 }
 
@@ -276,7 +295,7 @@ fn c_name(name: &Name) -> io::Result<std::ffi::CString> {
 /// An open file. It stays the one that was opened, whatever becomes of its name.
 struct SimFile {
     hand: Hand,
-    disk: DiskId,
+    dev: u64,
     fd: Fd,
     stat: Stat,
 }
@@ -284,15 +303,17 @@ struct SimFile {
 impl SimFile {
     fn now(&self) -> Result<Stat, Errno> {
         let machine = self.hand.shared.machine();
-        let disk = machine.disk(self.disk);
+        let disk = held(&machine, self.dev);
         disk.stat(disk.opened_id(self.fd)?)
     }
 }
 
 impl Drop for SimFile {
     fn drop(&mut self) {
-        // Of a disk that is not there any more there is nothing to close.
-        let _ = self.hand.shared.machine().act(self.disk, |disk| disk.close(self.fd));
+        let mut machine = self.hand.shared.machine();
+        // After a boot there is nothing to close.
+        let _ = machine.act(self.hand.pid(), self.dev, |disk| disk.close(self.fd));
+        machine.closed(self.dev);
     }
 }
 
@@ -309,7 +330,7 @@ impl SourceFile for SimFile {
         // A few bytes at a time, so that others go on between two reads of even the smallest file.
         let most = buffer.len().min(if self.stat.size < 64 { 2 } else { 1 << 20 });
         let machine = self.hand.shared.machine();
-        let disk = machine.disk(self.disk);
+        let disk = held(&machine, self.dev);
         if disk.dead {
             return Err(Errno::IO.into());
         }

@@ -40,7 +40,7 @@ impl FsKind {
         }
     }
 
-    /// The number of what is deleted goes to the next that is made.
+    /// The number of what is deleted goes to the next that is made; on xfs a little later, which is not played.
     fn reuses_numbers(self) -> bool {
         self != FsKind::Btrfs
     }
@@ -174,6 +174,12 @@ impl State {
 
     pub fn get(&self, id: Id) -> Option<&Inode> {
         self.inodes.get(&(id.root, id.ino)).filter(|inode| inode.id == id).map(|inode| &**inode)
+    }
+
+    /// Whether this subvolume was not deleted.
+    pub fn has_root(&self, root: u64) -> bool {
+        let top = self.inodes.get(&(root, BTRFS_FIRST));
+        root == self.top.root || top.is_some_and(|top| !top.links.is_empty())
     }
 
     pub fn get_mut(&mut self, id: Id) -> Option<&mut Inode> {

@@ -4,11 +4,12 @@ use syncer::tree::Kind;
 
 use super::event::ondir;
 use super::inode::Inode;
-use super::{Disk, Errno, Event, Id, Result};
+use super::{Disk, Errno, Event, FsKind, Id, Result};
 
 /// Cleared by a change of the owner.
 const SETUID: u32 = 0o4000;
-const SETGID: u32 = 0o2000;
+/// Of a directory: what is made in it gets its group. Of a file it is cleared like SETUID.
+pub(super) const SETGID: u32 = 0o2000;
 const GROUP_MAY_RUN: u32 = 0o010;
 
 impl Disk {
@@ -40,19 +41,28 @@ impl Disk {
     }
 
     pub fn set_xattr(&mut self, path: &[u8], name: &[u8], value: &[u8]) -> Result<()> {
-        let id = self.lookup(path)?;
-        if !matches!(self.inode(id)?.kind, Kind::File | Kind::Dir) {
-            return Err(Errno::PERM);
+        let id = self.with_xattrs(path)?;
+        let had = self.inode(id)?.xattrs.get(name);
+        if self.kind == FsKind::Ext4 && had.is_some_and(|had| had == value) {
+            // It is told, and leaves no trace.
+            self.writable()?;
+            return self.tell_at(path, id, libc::FAN_ATTRIB);
         }
         self.set(path, id, |inode| drop(inode.xattrs.insert(name.to_vec(), value.to_vec())))
     }
 
     pub fn remove_xattr(&mut self, path: &[u8], name: &[u8]) -> Result<()> {
-        let id = self.lookup(path)?;
+        let id = self.with_xattrs(path)?;
         if !self.inode(id)?.xattrs.contains_key(name) {
             return Err(Errno::NODATA);
         }
         self.set(path, id, |inode| drop(inode.xattrs.remove(name)))
+    }
+
+    /// What may have attributes of users.
+    fn with_xattrs(&self, path: &[u8]) -> Result<Id> {
+        let id = self.lookup(path)?;
+        if matches!(self.inode(id)?.kind, Kind::File | Kind::Dir) { Ok(id) } else { Err(Errno::PERM) }
     }
 
     fn set(&mut self, path: &[u8], id: Id, change: impl FnOnce(&mut Inode)) -> Result<()> {

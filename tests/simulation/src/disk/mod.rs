@@ -23,6 +23,7 @@ pub use content::{Content, PAGE_BYTES};
 pub use event::{At, Event};
 pub use files::{Fd, How};
 pub use inode::{FsKind, Id, Inode, Link};
+pub use names::join;
 pub use questions::Listing;
 pub use rustix::io::Errno;
 pub use syncer::tree::{Kind, Stat};

@@ -6,6 +6,7 @@ use syncer::tree::Kind;
 
 use super::event::ondir;
 use super::inode::{BTRFS_FIRST, Inode};
+use super::metadata::SETGID;
 use super::{Content, Disk, Errno, Event, Fd, FsKind, Id, Link, Listing, NAME_BYTES_MAX, Name, Result};
 
 impl Disk {
@@ -59,30 +60,43 @@ impl Disk {
     pub(super) fn fresh(&mut self, dir: Id, kind: Kind, mode: u32) -> Id {
         self.count += 1;
         let id = self.state.new_id(self.kind, dir.root, self.count);
-        self.state.put(Inode::new(id, kind, mode, self.time()));
+        let mut inode = Inode::new(id, kind, mode, self.time());
+        let parent = self.state.get(dir).filter(|parent| parent.mode & SETGID != 0);
+        if let Some(parent) = parent {
+            inode.gid = parent.gid;
+            inode.mode |= if kind.is_dir() { SETGID } else { 0 };
+        }
+        self.state.put(inode);
         id
     }
 
     /// One more name for a file.
     pub fn link(&mut self, old: &[u8], new: &[u8]) -> Result<()> {
         let id = self.lookup(old)?;
-        self.link_inode(id, new)
+        self.link_inode(id, new, false)
     }
 
     /// linkat(2) of an open file: the first name of an O_TMPFILE, and no name for what was unlinked.
     pub fn link_open(&mut self, fd: Fd, new: &[u8]) -> Result<()> {
         let open = self.open_file(fd)?;
-        let (id, unlinked) = (open.id, self.inode(open.id)?.links.is_empty() && !open.unnamed);
-        if unlinked { Err(Errno::NOENT) } else { self.link_inode(id, new) }
+        self.link_inode(open.id, new, open.unnamed)?;
+        if let Some(open) = self.open.get_mut(&fd) {
+            open.unnamed = false;
+        }
+        Ok(())
     }
 
-    fn link_inode(&mut self, id: Id, new: &[u8]) -> Result<()> {
+    fn link_inode(&mut self, id: Id, new: &[u8], never_named: bool) -> Result<()> {
         let (dir, name) = self.vacant(new)?;
+        let inode = self.inode(id)?;
+        if inode.is_dir() {
+            return Err(Errno::PERM);
+        }
+        if inode.links.is_empty() && !never_named {
+            return Err(Errno::NOENT);
+        }
         if id.root != dir.root {
             return Err(Errno::XDEV);
-        }
-        if self.inode(id)?.is_dir() {
-            return Err(Errno::PERM);
         }
         self.enter(dir, &name, id);
         self.tell(Event::of(id, libc::FAN_ATTRIB));

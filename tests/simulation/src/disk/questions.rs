@@ -152,10 +152,10 @@ impl Disk {
     }
 
     /// ESTALE when it is deleted, or its number belongs to something else now. What is deleted and open is found, and
-    /// has no name.
+    /// has no name; unless its subvolume went with it.
     pub fn open_by_handle(&self, handle: &Handle) -> Result<Id> {
         let id = Id::of_handle(self.kind, handle).ok_or(Errno::STALE)?;
-        self.inode(id).map(|inode| inode.id)
+        if self.state.has_root(id.root) { self.inode(id).map(|inode| inode.id) } else { Err(Errno::STALE) }
     }
 
     /// Every inode, in the order of subvolumes and numbers.

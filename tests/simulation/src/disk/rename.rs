@@ -1,7 +1,7 @@
 //! Renaming: also over what exists, also an exchange, also directories.
 
 use super::event::{At, ondir};
-use super::{Disk, Errno, Event, Fd, Id, Link, Name, Open, Result};
+use super::{Disk, Errno, Event, Fd, FsKind, Id, Link, Name, Open, Result};
 
 /// One side of a rename.
 struct Side<'a> {
@@ -38,8 +38,11 @@ impl Disk {
         match (of_dir, victim_is_dir) {
             (true, false) => return Err(Errno::NOTDIR),
             (false, true) => return Err(Errno::ISDIR),
-            (true, true) if !victim_inode.entries.is_empty() => return Err(Errno::NOTEMPTY),
             _ => self.same_subvolume(id, new.dir)?,
+        }
+        // Nothing is renamed over a subvolume, not even over an empty one.
+        if !victim_inode.entries.is_empty() || self.is_subvolume(victim) {
+            return Err(if self.kind == FsKind::Xfs { Errno::EXIST } else { Errno::NOTEMPTY });
         }
         let name = self.leave(new.dir, new.name)?;
         self.move_to(&old, new.dir, name)?;
@@ -62,6 +65,7 @@ impl Disk {
         self.same_subvolume(id, other.dir)?;
         self.same_subvolume(other_id, one.dir)?;
         let (with_one, with_other) = (self.open_by(&one), self.open_by(&other));
+        let times = [id, other_id].map(|id| self.inode(id).map(|inode| (id, inode.mtime_ns, inode.ctime_ns)));
         let (one_name, other_name) = (self.leave(one.dir, one.name)?, self.leave(other.dir, other.name)?);
         self.enter(other.dir, &other_name, id);
         self.enter(one.dir, &one_name, other_id);
@@ -70,6 +74,16 @@ impl Disk {
                 if let Some(open) = self.open.get_mut(&fd) {
                     (open.dir, open.name, open.named) = (dir, name.clone(), true);
                 }
+            }
+        }
+        if self.kind == FsKind::Xfs {
+            let crosses = one.dir != other.dir;
+            let dirs = [id, other_id].map(|id| crosses && self.inode(id).is_ok_and(|inode| inode.is_dir()));
+            for (times, is_dir) in times.into_iter().zip(dirs) {
+                let ((id, mtime_ns, ctime_ns), now) = (times?, self.time());
+                let Some(inode) = self.state.get_mut(id) else { continue };
+                inode.mtime_ns = if is_dir { now } else { mtime_ns };
+                inode.ctime_ns = if dirs.contains(&true) { now } else { ctime_ns };
             }
         }
         self.tell_rename(id, (one.dir, &one_name), (other.dir, &other_name));

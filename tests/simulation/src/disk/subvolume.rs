@@ -41,7 +41,8 @@ impl Disk {
         Ok(top)
     }
 
-    /// With all that is in it, which no event tells. ENOTEMPTY if that is a subvolume.
+    /// With all that is in it, which no event tells. ENOTEMPTY if that is a subvolume. What is open in it loses its
+    /// names, where the kernel goes on to count them.
     pub fn delete_subvolume(&mut self, path: &[u8]) -> Result<()> {
         let (dir, name) = self.parent_of(path)?;
         let id = self.child(dir, name)?;

@@ -13,7 +13,6 @@ use super::{Invariant, Violation};
 use crate::database;
 use crate::disk::Id;
 use crate::hand::Hand;
-use crate::machine::DiskId;
 use crate::store::{Asked, Call, Moment, lock};
 
 /// A root of a leg, as the oracle knows it.
@@ -36,7 +35,7 @@ struct State {
     /// Paths that were seen to be gone in this run, and what was seen of others last.
     seen: BTreeMap<(usize, RelPath), Option<Kind>>,
     /// The directory that the run has open as each root.
-    opened: BTreeMap<usize, (DiskId, Id)>,
+    opened: BTreeMap<usize, (u64, Id)>,
     /// In this run.
     run: Counts,
     hand: Option<Hand>,
@@ -83,8 +82,8 @@ impl Requests {
     }
 
     /// The run has opened a root.
-    pub fn opened(&self, root: usize, disk: DiskId, top: Id) {
-        lock(&self.state).opened.insert(root, (disk, top));
+    pub fn opened(&self, root: usize, dev: u64, top: Id) {
+        lock(&self.state).opened.insert(root, (dev, top));
     }
 
     /// The run looked at a path, and this is what stood there.
@@ -140,11 +139,11 @@ impl Requests {
             ))
         };
         let machine = hand.shared.machine();
-        let Some(&(disk, top)) = state.opened.get(&root) else { return wrong("its root was not opened") };
-        if !machine.is_disk_of(disk, &place.path) {
+        let Some(&(dev, top)) = state.opened.get(&root) else { return wrong("its root was not opened") };
+        if !machine.is_disk_of(dev, &place.path) {
             return wrong("its root is not the disk that was meant");
         }
-        let there = machine.kind_below(disk, top, &path);
+        let there = machine.below(dev, top, &path).and_then(|(disk, id)| Some(disk.inode(id).ok()?.kind));
         let same = |kind: Kind| Some(kind.is_dir()) == call.kind.map(Kind::is_dir);
         // Who makes it again after the look is answered by an event.
         let was_gone = match state.seen.get(&(root, path.clone())) {

@@ -8,6 +8,7 @@ use syncer::leg::Sha1;
 use syncer::tree::Kind;
 
 use super::difference::{Item, Items};
+use crate::disks::content_hash;
 use crate::machine::Machine;
 use crate::store::b2;
 use crate::store::bucket::Bucket;
@@ -23,7 +24,7 @@ pub fn source(machine: &Machine, root: &Path, rules: &Rules) -> Items {
         let item = Item {
             kind: stat.kind,
             size: stat.size,
-            content: Machine::content_hash(disk, id),
+            content: content_hash(disk, id),
             mtime_ns: stat.mtime_ns,
             mode: stat.mode,
             owner: (stat.uid, stat.gid),

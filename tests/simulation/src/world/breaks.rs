@@ -7,10 +7,7 @@ use syncer::live;
 
 use super::World;
 use super::legs::Place;
-use super::settings::mount_point;
 use crate::database;
-use crate::disk::Disk;
-use crate::machine::DiskId;
 use crate::oracle::{Invariant, Violation};
 use crate::script::{DatabaseChange, DiskChange, ForeignChange, Step, bytes};
 use crate::store::bucket::{self, Object};
@@ -38,7 +35,7 @@ impl World {
         if let Some(tracker) = self.take_tracker() {
             tracker.stop();
         }
-        self.shared.reboot();
+        self.shared.reboot(&mut self.disks);
         self.start_tracker()
     }
 
@@ -47,35 +44,22 @@ impl World {
         let mut roots = self.shared.shape.roots.iter().filter(|root| root.disk == disk);
         let takes_anything = roots.any(|root| !root.identity);
         let keeps_it = matches!(change, DiskChange::Sync | DiskChange::ReadOnly | DiskChange::ReadWrite);
-        if disk >= self.shared.shape.disks.len() || (takes_anything && !keeps_it) {
+        if disk >= self.disks.count() || (takes_anything && !keeps_it) {
             return;
         }
-        let (id, point) = (DiskId(disk), mount_point(disk));
-        let mut machine = self.shared.machine();
+        let (disks, mut machine) = (&mut self.disks, self.shared.machine());
+        let machine = &mut machine;
         match change {
-            // One that is in use stays.
-            DiskChange::Umount => drop(machine.umount(&point)),
-            DiskChange::LazyUmount => drop(machine.umount_lazily(&point)),
-            DiskChange::Mount => {
-                if !machine.is_mounted(id) {
-                    machine.mount(id);
-                }
-            }
-            DiskChange::Vanish => machine.vanish(id),
-            DiskChange::Return => machine.bring_back(id),
-            DiskChange::Swap => {
-                let uuid = format!("00000000-0000-4000-a000-{disk:012}");
-                let stranger = Disk::new(machine.disk(id).kind, &uuid, machine.wall_ns());
-                machine.mount_stranger(id, stranger);
-            }
-            DiskChange::Clone => {
-                let mut copy = machine.disk(id).clone();
-                copy.power_cut();
-                machine.mount_stranger(id, copy);
-            }
-            DiskChange::ReadOnly => machine.set_read_only(id, true),
-            DiskChange::ReadWrite => machine.set_read_only(id, false),
-            DiskChange::Sync => machine.sync_disk(id),
+            DiskChange::Umount => disks.umount(machine, disk),
+            DiskChange::LazyUmount => disks.umount_lazily(machine, disk),
+            DiskChange::Mount => disks.mount(machine, disk),
+            DiskChange::Vanish => disks.vanish(machine, disk),
+            DiskChange::Return => disks.bring_back(machine, disk),
+            DiskChange::Swap => disks.swap(machine, disk),
+            DiskChange::Clone => disks.clone_disk(machine, disk),
+            DiskChange::ReadOnly => disks.set_read_only(machine, disk, true),
+            DiskChange::ReadWrite => disks.set_read_only(machine, disk, false),
+            DiskChange::Sync => disks.sync(machine, disk),
         }
     }
 
@@ -123,7 +107,7 @@ impl World {
         let dest = root.prefix.join(&path);
         leg.foreign.insert(dest.clone());
         let machine = self.shared.machine();
-        let now_ns = machine.wall_ns();
+        let now_ns = machine.wall_ns;
         let local = machine.content_at(&root.path, &path);
         match &leg.place {
             Place::B2(bucket) => {
@@ -151,7 +135,7 @@ impl World {
     fn complete_late(&mut self, leg: usize) {
         let Some(leg) = self.legs.get(leg) else { return };
         if let Place::B2(bucket) = &leg.place {
-            let now_ns = self.shared.machine().wall_ns();
+            let now_ns = self.shared.machine().wall_ns;
             bucket::complete_late(bucket, &leg.watch, now_ns, |n| self.shared.chance().pick(n));
         }
     }
@@ -185,12 +169,12 @@ impl World {
     pub(super) fn mend(&mut self) -> Result<(), Violation> {
         self.come_up_again()?;
         self.shared.fill_state_disk(false);
-        for disk in 0..self.shared.shape.disks.len() {
-            let mut machine = self.shared.machine();
-            machine.set_read_only(DiskId(disk), false);
-            machine.bring_back(DiskId(disk));
-        }
         self.shared.close_files();
+        for disk in 0..self.disks.count() {
+            let mut machine = self.shared.machine();
+            self.disks.bring_back(&mut machine, disk);
+            self.disks.set_read_only(&mut machine, disk, false);
+        }
         for leg in 0..self.legs.len() {
             self.end_late(leg);
         }

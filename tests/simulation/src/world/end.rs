@@ -126,8 +126,8 @@ impl World {
     /// Others changed the destination there, which only a full pass can find, or nothing tells of the change yet.
     fn is_excused(&self, leg: usize, root: usize, path: &RelPath) -> bool {
         let place = &self.legs[leg].requests.roots()[root];
-        let file = self.shared.machine().stat_at(&place.path, path);
-        if file.is_some_and(|(disk, file)| self.shared.is_silent(disk, file)) {
+        let file = self.shared.machine().seen_at(&place.path, path);
+        if file.is_some_and(|(dev, file)| self.shared.is_silent(dev, file)) {
             return true;
         }
         let dest = place.prefix.join(path);

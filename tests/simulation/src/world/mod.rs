@@ -13,6 +13,7 @@ use shared::config::Config;
 use tempfile::TempDir;
 
 use crate::database::{self, Attached};
+use crate::disks::Disks;
 use crate::faults::Faults;
 use crate::hand::Shared;
 use crate::oracle::{Invariant, Violation};
@@ -42,6 +43,7 @@ const LONG_MS: u64 = 1_000_000;
 
 pub struct World {
     shared: Arc<Shared>,
+    disks: Disks,
     /// What the programs go by now, and the one that the tracker began with.
     config: Config,
     in_force: Config,
@@ -104,7 +106,7 @@ fn go_through(seed: u64, shape: Shape, says: bool, next: &mut Next<'_>) -> Lived
         lines.push(line);
     }
     if violation.is_none() {
-        world.shared.chance().begin(seed, Faults::none(), None);
+        world.shared.chance().begin(0, Faults::none(), None);
         violation = caught(|| world.end()).err();
     }
     world.close();
@@ -152,13 +154,14 @@ impl World {
     fn new(shape: Shape, seed: u64, says: bool) -> World {
         let dir = database::scratch();
         let attached = database::attach(dir.path());
-        let machine = settings::machine(&shape);
+        let (disks, machine) = settings::machine(&shape);
         let config = settings::config(&shape, dir.path(), &machine);
         let legs = (0..shape.legs.len()).map(|at| Leg::new(&shape, at, &config)).collect();
         let shared = Shared::new(shape, machine, seed);
         database::ask(shared.database_hook());
         World {
             shared,
+            disks,
             in_force: config.clone(),
             config,
             legs,
@@ -221,7 +224,7 @@ impl World {
             // Whatever was cut off comes true within an hour, or never.
             (0..self.legs.len()).for_each(|leg| self.end_late(leg));
         }
-        let until_ns = self.shared.machine().boot_ns() + ms as i64 * 1_000_000;
+        let until_ns = self.shared.machine().boot_ns + ms as i64 * 1_000_000;
         self.with_tracker(|tracker| {
             tracker.settle();
             // What is due often does not happen a million times in a long wait.
@@ -257,7 +260,7 @@ impl World {
             return Ok(());
         }
         drop(self.take_tracker());
-        self.shared.lose_power();
+        self.shared.lose_power(&mut self.disks);
         self.start_tracker()
     }
 
@@ -275,7 +278,7 @@ impl World {
 
     fn say(&self, what: impl FnOnce() -> String) {
         if self.says {
-            let ns = self.shared.machine().boot_ns();
+            let ns = self.shared.machine().boot_ns;
             println!("{:>12}.{:03} {}", ns / 1_000_000_000, ns / 1_000_000 % 1_000, what());
         }
     }

@@ -6,21 +6,16 @@ use std::path::{Path, PathBuf};
 use shared::config::Config;
 
 use crate::disk::{Disk, FsKind};
-use crate::machine::{DiskId, Machine};
+use crate::disks::Disks;
+use crate::machine::Machine;
 use crate::oracle::requests::Place;
 use crate::shape::{DiskShape, Fs, LegKind, Shape};
 
 /// A world begins at this time, in nanoseconds since 1970.
 pub const BEGINNING_NS: i64 = 1_800_000_000_000_000_000;
 
-/// Where a disk is mounted.
-pub fn mount_point(disk: usize) -> PathBuf {
-    PathBuf::from(format!("/d{disk}"))
-}
-
-pub fn machine(shape: &Shape) -> Machine {
-    let mut machine = Machine::new(BEGINNING_NS);
-    machine.set_queue_max(shape.queue_max);
+pub fn machine(shape: &Shape) -> (Disks, Machine) {
+    let mut disks = Vec::new();
     for (number, disk) in shape.disks.iter().enumerate() {
         let DiskShape { fs, tick_ns } = disk;
         let kind = match fs {
@@ -35,9 +30,9 @@ pub fn machine(shape: &Shape) -> Machine {
             disk.mkdir_all(root.below.as_bytes(), 0o755).expect("a new disk takes a directory");
         }
         disk.sync();
-        machine.add_disk(DiskId(number), disk, &mount_point(number));
+        disks.push((PathBuf::from(format!("/d{number}")), disk));
     }
-    machine
+    Disks::new(disks, BEGINNING_NS)
 }
 
 /// The text is checked like any other.
@@ -71,8 +66,8 @@ fn root(shape: &Shape, at: usize, machine: &Machine) -> String {
     let mut text =
         format!("[[root]]\nname = \"r{at}\"\npath = \"{}\"\nexclude = {exclude}\n", path.display());
     if root.identity {
-        let identity = machine.place(&path).and_then(|place| machine.identity(&place));
-        let identity = identity.expect("the disks are mounted");
+        let identity = machine.spot(&path).and_then(|spot| machine.identity(spot));
+        let (identity, _) = identity.expect("the disks are mounted");
         let uuid = identity.uuid.unwrap_or_default();
         text +=
             &format!("identity = {{ fs = \"{}\", uuid = \"{uuid}\", inode = {}", identity.fs, identity.inode);
