@@ -127,7 +127,14 @@ fn compare_listed(row: &Row, stat: &Stat, mask: Mask, terms: Terms) -> Verdict {
 }
 
 /// After the content was read and its hash is equal or not.
-pub fn after_read(row: &Row, stat: &Stat, handle: Option<&Handle>, sha1: &Sha1, holds: Holds) -> Verdict {
+pub fn after_read(
+    row: &Row,
+    stat: &Stat,
+    handle: Option<&Handle>,
+    sha1: &Sha1,
+    mask: Mask,
+    holds: Holds,
+) -> Verdict {
     if row.sha1.as_ref() != Some(sha1) || row.stat.size != stat.size {
         return Verdict::Send;
     }
@@ -136,7 +143,8 @@ pub fn after_read(row: &Row, stat: &Stat, handle: Option<&Handle>, sha1: &Sha1, 
     if holds.hard_links && split && row.origin == Origin::Made {
         return Verdict::Send;
     }
-    if holds.attributes && (row.origin != Origin::Made || !row.settled) {
+    let may_hide = !row.settled && mask.contains(Mask::ATTRIB);
+    if holds.attributes && (row.origin != Origin::Made || may_hide) {
         return Verdict::Attributes;
     }
     metadata_only(&row.stat, stat, holds)
@@ -157,7 +165,7 @@ fn metadata_only(old: &Stat, new: &Stat, holds: Holds) -> Verdict {
 
 /// A time as the leg keeps it.
 pub fn held_time(mtime_ns: i64, holds: Holds) -> i64 {
-    if holds.nanoseconds { mtime_ns } else { mtime_ns.div_euclid(1_000_000) * 1_000_000 }
+    if holds.nanoseconds { mtime_ns } else { mtime_ns.div_euclid(1_000_000).saturating_mul(1_000_000) }
 }
 
 /// Whether content that was read at `now_ns` (by the filesystem's clock) is settled: its times are old enough for
@@ -354,22 +362,41 @@ mod tests {
     #[test]
     fn equal_content_with_a_new_time_is_sent_only_where_the_time_lives_in_the_object() {
         let touched = file(|s| s.mtime_ns += 5_000_000);
-        assert_eq!(after_read(&row(Kind::File), &touched, None, &[1; 20], B2.holds), Verdict::Send);
-        assert_eq!(after_read(&row(Kind::File), &touched, None, &[1; 20], DIR.holds), Verdict::Attributes);
+        assert_eq!(
+            after_read(&row(Kind::File), &touched, None, &[1; 20], Mask::UNKNOWN, B2.holds),
+            Verdict::Send
+        );
+        assert_eq!(
+            after_read(&row(Kind::File), &touched, None, &[1; 20], Mask::UNKNOWN, DIR.holds),
+            Verdict::Attributes
+        );
         let same_ms = file(|s| s.mtime_ns += 5);
-        assert_eq!(after_read(&row(Kind::File), &same_ms, None, &[1; 20], B2.holds), Verdict::Refresh);
-        assert_eq!(after_read(&row(Kind::File), &same_ms, None, &[2; 20], B2.holds), Verdict::Send);
+        assert_eq!(
+            after_read(&row(Kind::File), &same_ms, None, &[1; 20], Mask::UNKNOWN, B2.holds),
+            Verdict::Refresh
+        );
+        assert_eq!(
+            after_read(&row(Kind::File), &same_ms, None, &[2; 20], Mask::UNKNOWN, B2.holds),
+            Verdict::Send
+        );
     }
 
     #[test]
     fn an_unsettled_file_that_was_not_touched_is_read_once_and_its_attributes_set_once() {
-        let read = |row: &Row, terms: Terms| after_read(row, &stat(Kind::File), None, &[1; 20], terms.holds);
+        let read = |row: &Row, mask, terms: Terms| {
+            after_read(row, &stat(Kind::File), None, &[1; 20], mask, terms.holds)
+        };
         let unsettled = Row { settled: false, ..row(Kind::File) };
-        assert_eq!(read(&unsettled, DIR), Verdict::Attributes);
-        assert_eq!(read(&unsettled, B2), Verdict::Refresh);
-        assert_eq!(read(&row(Kind::File), DIR), Verdict::Refresh);
+        assert_eq!(read(&unsettled, Mask::UNKNOWN, DIR), Verdict::Refresh);
+        let attributes = WRITTEN | Mask::ATTRIB;
+        assert_eq!(read(&unsettled, attributes, DIR), Verdict::Attributes, "an ACL may have changed, too");
+        assert_eq!(read(&unsettled, attributes, B2), Verdict::Refresh);
+        assert_eq!(read(&row(Kind::File), attributes, DIR), Verdict::Refresh);
         let acl = file(|s| s.ctime_ns += 9);
-        assert_eq!(after_read(&row(Kind::File), &acl, None, &[1; 20], DIR.holds), Verdict::Attributes);
+        assert_eq!(
+            after_read(&row(Kind::File), &acl, None, &[1; 20], Mask::UNKNOWN, DIR.holds),
+            Verdict::Attributes
+        );
     }
 
     #[test]
@@ -425,8 +452,8 @@ mod tests {
     fn a_name_that_left_its_hard_links_is_sent_even_with_equal_content() {
         let linked = Row { stat: Stat { nlink: 2, ..stat(Kind::File) }, ..row(Kind::File) };
         let alone = file(|s| s.ino = 99);
-        assert_eq!(after_read(&linked, &alone, None, &[1; 20], DIR.holds), Verdict::Send);
-        assert_eq!(after_read(&linked, &alone, None, &[1; 20], B2.holds), Verdict::Refresh);
+        assert_eq!(after_read(&linked, &alone, None, &[1; 20], Mask::UNKNOWN, DIR.holds), Verdict::Send);
+        assert_eq!(after_read(&linked, &alone, None, &[1; 20], Mask::UNKNOWN, B2.holds), Verdict::Refresh);
     }
 
     #[test]
@@ -435,7 +462,7 @@ mod tests {
         let linked = Row { stat: Stat { nlink: 2, ..stat(Kind::File) }, ..row(Kind::File) };
         let linked = Row { handle: Some(handle(1)), ..linked };
         let read = |handle: &Handle| {
-            after_read(&linked, &file(|s| s.ctime_ns += 9), Some(handle), &[1; 20], DIR.holds)
+            after_read(&linked, &file(|s| s.ctime_ns += 9), Some(handle), &[1; 20], Mask::UNKNOWN, DIR.holds)
         };
         assert_eq!(read(&handle(1)), Verdict::Attributes);
         assert_eq!(read(&handle(2)), Verdict::Send);

@@ -1,7 +1,5 @@
 //! Rows: one per path, read by key or as a sorted range, changed in one transaction per batch.
 
-use std::collections::HashSet;
-
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use shared::database::DatabaseError;
 use shared::entry::{Handle, stored_enum};
@@ -183,26 +181,6 @@ impl Catalog {
             "SELECT {COLUMNS} FROM row WHERE root = ?1 AND state = 1 {below} ORDER BY key DESC LIMIT ?3"
         );
         self.select(&sql, params![root.0, before.map(|k| &k.0), limit])
-    }
-
-    /// Whether anything below a directory is absent, but for what is `done` with.
-    pub fn has_absent_below(
-        &self,
-        root: CatalogRoot,
-        dir: &RelPath,
-        done: &HashSet<&Key>,
-    ) -> Result<bool, DatabaseError> {
-        let fail = self.fail("look for absent rows");
-        // The literal lets SQLite see that the partial index serves.
-        let sql = "SELECT key FROM row WHERE root = ?1 AND state = 1 AND key > ?2 AND key < ?3";
-        let mut statement = self.conn.prepare_cached(sql).map_err(&fail)?;
-        let mut rows = statement.query(params![root.0, dir.dir_key(), dir.dir_key_end()]).map_err(&fail)?;
-        while let Some(row) = rows.next().map_err(&fail)? {
-            if !done.contains(&Key(row.get(0).map_err(&fail)?)) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     fn select(&self, sql: &str, args: impl rusqlite::Params) -> Result<Vec<(Key, Row)>, DatabaseError> {

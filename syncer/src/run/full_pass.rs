@@ -4,7 +4,7 @@
 use shared::path::RelPath;
 
 use super::{Run, RunError};
-use crate::catalog::Reconciled;
+use crate::catalog::{CatalogRoot, Change, Intent, Origin, Reconciled};
 use crate::leg::Listed;
 
 impl Run<'_> {
@@ -41,11 +41,27 @@ impl Run<'_> {
             now,
             self.report.run,
         )?;
+        self.doubt_intended(catalog_root)?;
         tracing::info!(listed = done.listed, lost = done.lost, found = done.found, "full pass: compared");
         self.report.listed += done.listed;
         self.report.lost += done.lost;
         self.full_passes.push(root);
         Ok(())
+    }
+
+    /// Where objects do not say who wrote them, what was found at the name of an open intent is ours, and may be half of
+    /// what was meant: it is neither adopted nor left alone.
+    fn doubt_intended(&mut self, root: CatalogRoot) -> Result<(), RunError> {
+        if self.store()?.holds().writers {
+            return Ok(());
+        }
+        let mut changes = Vec::new();
+        for Intent { key, .. } in self.parts.catalog.intents(root)? {
+            if let Some(row) = self.parts.catalog.get(root, &key)?.filter(|row| row.origin != Origin::Made) {
+                changes.push(Change::Put { root, key, row: row.doubted() });
+            }
+        }
+        Ok(self.parts.catalog.apply(&changes, &[])?)
     }
 
     /// After the tree was examined: objects that are not ours and have no local file are counted and left alone.

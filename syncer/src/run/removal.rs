@@ -2,7 +2,7 @@
 //! time, at the moment its object is removed. Intents come before the requests here, too: a file that comes back after
 //! a removal whose outcome nobody knows must not be taken for what its row says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt as _;
@@ -16,7 +16,7 @@ use shared::path::RelPath;
 use super::batch::Owed;
 use super::machine::Event;
 use super::{Run, RunError};
-use crate::catalog::{CatalogRoot, Change, Key, NewIntent, Row, RowState};
+use crate::catalog::{CatalogRoot, Change, Key, NewIntent, Origin, Row, RowState};
 use crate::guard::{self, Judgement, Load};
 use crate::leg::{Holds, Problem, Remove, StoreError};
 use crate::report::Trouble;
@@ -250,7 +250,7 @@ impl Run<'_> {
                     self.removal.changes.push(Change::Remove { root: catalog, key });
                 }
                 Some(Err(e)) if e.problem == Problem::Occupied => {
-                    self.leave_occupied(catalog, key)?;
+                    self.leave_occupied(root, key)?;
                 }
                 Some(Err(e)) => {
                     if let (Problem::Stop(exit), None) = (&e.problem, self.stop) {
@@ -271,17 +271,39 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What could not be removed from a directory just now goes first, another time. Else it holds what is not ours, or
-    /// what the rules keep: it stays, and is ours no longer.
-    fn leave_occupied(&mut self, root: CatalogRoot, key: Key) -> Result<(), RunError> {
-        let done = self.removal.changes.iter().filter_map(|change| match change {
-            Change::Remove { root: of, key } if *of == root => Some(key),
-            _ => None,
-        });
-        if !self.parts.catalog.has_absent_below(root, &key.path(), &done.collect())? {
-            self.removal.changes.push(Change::Remove { root, key });
+    /// What is ours in a directory goes first, another time. Else it holds what is not ours, or what the rules keep: it
+    /// stays, and is ours no longer.
+    fn leave_occupied(&mut self, root: usize, key: Key) -> Result<(), RunError> {
+        if let Some(catalog) = self.roots[root].catalog
+            && !self.holds_ours(root, catalog, &key.path())?
+        {
+            self.removal.changes.push(Change::Remove { root: catalog, key });
         }
         Ok(())
+    }
+
+    /// Whether the destination has anything of ours below a directory, but for what was removed just now and what the
+    /// rules keep.
+    fn holds_ours(&self, root: usize, catalog: CatalogRoot, dir: &RelPath) -> Result<bool, RunError> {
+        let Some(ground) = &self.grounds[root] else { return Ok(true) };
+        let done = self.removal.changes.iter().filter_map(|change| match change {
+            Change::Remove { root, key } if *root == catalog => Some(key),
+            _ => None,
+        });
+        let done: HashSet<&Key> = done.collect();
+        let is_ours = |(key, row): &(Key, Row)| {
+            let kept = ground.rules.excludes(&key.path(), row.stat.kind.is_dir());
+            row.has_object() && row.origin != Origin::ListedForeign && !kept && !done.contains(key)
+        };
+        let (mut from, end) = ([dir.dir_key(), vec![0]].concat(), dir.dir_key_end());
+        loop {
+            let rows = self.parts.catalog.range(catalog, &from, end.as_deref(), limits::BATCH_PATHS)?;
+            let Some((last, _)) = rows.last() else { return Ok(false) };
+            if rows.iter().any(is_ours) {
+                return Ok(true);
+            }
+            from = [last.0.as_slice(), &[0]].concat();
+        }
     }
 
     fn second_look(&self, root: usize, key: &Key, row: &Row, holds: Holds) -> Second {

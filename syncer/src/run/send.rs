@@ -319,7 +319,7 @@ fn prepare(tree: &dyn Tree, holds: Holds, op: &Op) -> Result<Prepared, Failure> 
             }
             if let (Some(row), Some(sha1)) = (row, sha1) {
                 let verdict =
-                    examine::after_read(row, &prepared.stat, prepared.handle.as_ref(), &sha1, holds);
+                    examine::after_read(row, &prepared.stat, prepared.handle.as_ref(), &sha1, op.mask, holds);
                 if verdict != Verdict::Send {
                     prepared.same = Some((sha1, verdict));
                 }

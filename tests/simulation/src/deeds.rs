@@ -66,7 +66,7 @@ impl Hands {
                     Op::Aio { .. } => disk.aio_write(fd, 0, &content),
                     _ => {
                         let written_ns = disk.stat(disk.opened_id(fd)?)?.mtime_ns;
-                        disk.map_store(fd, 0, &content, disk.now_ns - written_ns > DIRTY_NS)
+                        disk.map_store(fd, 0, &content, (disk.now_ns - written_ns).abs() > DIRTY_NS)
                     }
                 })
             }

@@ -6,6 +6,7 @@ use shared::journal::Journal;
 use shared::path::RelPath;
 use shared::rules::Rules;
 use syncer::live;
+use syncer::tree::Kind;
 
 use super::World;
 use crate::database;
@@ -78,15 +79,23 @@ impl World {
                 |path: &RelPath| path.is_root() || source.get(path).is_some_and(|item| item.kind.is_dir());
             let mirror = self.mirror(leg, at);
             for (path, difference) in differences(&source, &mirror, holds) {
+                let inode = source.get(&path).filter(|item| item.kind == Kind::File).map(|item| item.inode);
+                // A look at one name of a file is one at all of them.
+                let other_names =
+                    source.iter().filter(|(_, item)| Some(item.inode) == inode && !item.kind.is_dir());
                 let is_covered = |path: &RelPath| {
                     let handle = self.shared.machine().handle_at(&place.path, path);
                     owed.covers(path, handle.as_ref(), is_dir)
                         || (is_dir(path) && owed.covers_dir(path))
                         || self.is_excused(leg, at, path)
-                        || self.is_forgotten(leg, mirror.get(path))
+                        || self.is_forgotten(leg, path, &mirror)
                 };
+                if self.is_time_by_rule(leg, at, source.get(&path), &difference.what) {
+                    continue;
+                }
                 let is_unlisted = self.shared.has_lied() && !mirror.contains_key(&path);
-                if !is_covered(&path) && !is_unlisted && !difference.names.iter().any(is_covered) {
+                let mut names = other_names.map(|(name, _)| name).chain(&difference.names);
+                if !is_covered(&path) && !is_unlisted && !names.any(is_covered) {
                     return Some((path, difference.what));
                 }
             }
@@ -119,8 +128,16 @@ impl World {
     }
 
     /// A leg that lost its databases takes over what looks the same, and leaves alone what it cannot know to be its own.
-    fn is_forgotten(&self, leg: usize, far: Option<&Item>) -> bool {
-        self.legs[leg].forgot && far.is_some()
+    fn is_forgotten(&self, leg: usize, path: &RelPath, mirror: &Items) -> bool {
+        let mut around = std::iter::successors(path.parent(), RelPath::parent);
+        let in_the_way = |above: RelPath| mirror.get(&above).is_some_and(|item| !item.kind.is_dir());
+        self.legs[leg].forgot && (mirror.contains_key(path) || around.any(in_the_way))
+    }
+
+    /// The time of a directory whose only change is a name that the rules leave out: no entry tells of that.
+    fn is_time_by_rule(&self, leg: usize, root: usize, item: Option<&Item>, what: &str) -> bool {
+        let is_dir = item.is_some_and(|item| item.kind.is_dir());
+        is_dir && what.starts_with("its time") && !self.rules(leg, root).is_empty()
     }
 
     /// Others changed the destination there, which only a full pass can find, or nothing tells of the change yet.
@@ -213,10 +230,13 @@ impl World {
             let is_fine = |path: &RelPath| {
                 // What the rules keep at the destination is in the way of another kind there.
                 let is_blocked = kept.keys().any(|kept| kept.is_within(path) || path.is_within(kept));
-                is_blocked || self.is_excused(leg, root, path) || self.is_forgotten(leg, mirror.get(path))
+                is_blocked || self.is_excused(leg, root, path) || self.is_forgotten(leg, path, &mirror)
             };
             let differing = differences(&source, &mirror, holds);
-            let left = differing.iter().find(|(path, d)| !is_fine(path) && !d.names.iter().any(is_fine));
+            let left = differing.iter().find(|(path, d)| {
+                let by_rule = self.is_time_by_rule(leg, root, source.get(path), &d.what);
+                !by_rule && !is_fine(path) && !d.names.iter().any(is_fine)
+            });
             if let Some((path, Difference { what, .. })) = left {
                 let text = format!("{}: {path} at the end: {what}", self.legs[leg].name);
                 return Err(Violation::new(Invariant::Converges, text));
