@@ -107,13 +107,13 @@ fn is_same_inode(old: &Stat, new: &Stat) -> bool {
     (old.ino, old.btime_ns, old.ctime_ns) == (new.ino, new.btime_ns, new.ctime_ns)
 }
 
-/// Against a row that only says what a listing said: size and time prove equality, as they do for rclone, unless it is
-/// known that somebody wrote to the file and the hash can tell.
+/// Against a row that only says what a listing said: size and time prove equality, as they do for rclone, unless somebody
+/// wrote to the file, or it is our own of an unknown moment, and the hash can tell.
 fn compare_listed(row: &Row, stat: &Stat, mask: Mask, terms: Terms) -> Verdict {
     let equal = stat.kind == Kind::Dir
         || (row.stat.size == stat.size && row.stat.mtime_ns == held_time(stat.mtime_ns, terms.holds));
-    let was_written = mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE);
-    if equal && was_written && stat.kind == Kind::File && row.sha1.is_some() {
+    let is_doubtful = row.fuzzy || mask.intersects(Mask::MODIFY | Mask::CLOSE_WRITE);
+    if equal && is_doubtful && stat.kind == Kind::File && row.sha1.is_some() {
         Verdict::Compare
     } else if equal {
         if terms.holds.attributes { Verdict::Attributes } else { Verdict::Refresh }
@@ -406,6 +406,8 @@ mod tests {
         let compared = |row: &Row, mask| compare(Some(row), &stat(Kind::File), mask, B2);
         assert_eq!(compared(&listed, Mask::UNKNOWN), Verdict::Refresh);
         assert_eq!(compared(&listed, Mask::UNKNOWN | Mask::MODIFY), Verdict::Compare);
+        let of_an_intent = Row { fuzzy: true, ..listed.clone() };
+        assert_eq!(compared(&of_an_intent, Mask::UNKNOWN), Verdict::Compare);
         assert_eq!(
             compared(&Row { sha1: None, ..listed }, WRITTEN),
             Verdict::Refresh,

@@ -59,7 +59,7 @@ pub struct Row {
     pub origin: Origin,
     /// The content was read, or adopted, while its times were old enough for an equal stat to prove sameness.
     pub settled: bool,
-    /// The content is a mixture: it kept changing while it was read.
+    /// The content is a mixture: it kept changing while it was read. Or it is of a moment that nobody wrote down.
     pub fuzzy: bool,
     pub state: RowState,
     pub state_since_ns: i64,

@@ -217,7 +217,9 @@ impl Run<'_> {
         let row = match (found.filter(|object| Key::new(&path, object.kind) == intent.key), known) {
             (Some(object), known) => known.is_none_or(|row| row.object != object.object).then(|| {
                 if store.holds().writers {
-                    return Row::listed(&object, self.is_ours(&object), now, self.report.run);
+                    // Of which moment of its file it is, nobody wrote down: only its hash tells.
+                    let listed = Row::listed(&object, self.is_ours(&object), now, self.report.run);
+                    return Row { fuzzy: true, ..listed };
                 }
                 // A file whose writing nobody confirmed may have its size and time but not its content: a power cut
                 // leaves zeros.
@@ -245,8 +247,7 @@ fn settle_row(root: &RunRoot, path: RelPath, now_ns: i64) -> NewDeferred {
         scope: Scope::SelfOnly,
         handle: None,
         seq: 0,
-        // What stands there is what was read then. The source may have another content by now, of the same size and time.
-        mask: Mask::UNKNOWN | Mask::MODIFY,
+        mask: Mask::UNKNOWN,
         since_ns: now_ns,
         attempts: 0,
         not_before_ns: 0,

@@ -116,10 +116,21 @@ fn rows(catalog: &Path, root: &str, acked: u64) -> rusqlite::Result<Option<Rows>
         return Ok(None);
     }
     let mut statement = conn.prepare("SELECT key, state, handle FROM row WHERE root = ?1")?;
+    let mut all = Rows::new();
+    // A name that may come into being, or go, is asked for by the next run.
+    let mut intents = conn.prepare("SELECT key FROM intent WHERE root = ?1")?;
+    for key in intents.query_map([id], |r| r.get(0))? {
+        all.insert(key?, (true, None));
+    }
     let rows = statement.query_map([id], |r| {
         let handle: Option<Vec<u8>> = r.get(2)?;
         let waits = r.get::<_, i64>(1)? != 0;
         Ok((r.get(0)?, (waits, handle.and_then(|blob| Handle::from_blob(&blob)))))
     })?;
-    Ok(Some(rows.collect::<rusqlite::Result<_>>()?))
+    for row in rows {
+        let (key, (waits, handle)): (Vec<u8>, _) = row?;
+        let is_intended = all.contains_key(&key);
+        all.insert(key, (waits || is_intended, handle));
+    }
+    Ok(Some(all))
 }
