@@ -56,6 +56,14 @@ enum Second {
     Unknown(Class, String),
 }
 
+/// What keeps a directory at the destination from being removed.
+enum Occupants {
+    Ours,
+    /// What the rules leave out, and nothing else of ours.
+    Kept,
+    Others,
+}
+
 impl Run<'_> {
     pub(super) fn guard(&mut self) -> Result<Event, RunError> {
         self.removal = Removal::default();
@@ -271,38 +279,50 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What is ours in a directory goes first, another time. Else it holds what is not ours, or what the rules keep: it
-    /// stays, and is ours no longer.
+    /// What is ours in a directory goes first, another time. With what the rules keep it stays, until other rules look at
+    /// it again. Else it holds what is not ours, and is ours no longer.
     fn leave_occupied(&mut self, root: usize, key: Key) -> Result<(), RunError> {
-        if let Some(catalog) = self.roots[root].catalog
-            && !self.holds_ours(root, catalog, &key.path())?
-        {
-            self.removal.changes.push(Change::Remove { root: catalog, key });
+        let Some(catalog) = self.roots[root].catalog else { return Ok(()) };
+        let (now_ns, run, state) = (self.parts.clock.wall_ns(), self.report.run, RowState::Present);
+        match self.occupants(root, catalog, &key.path())? {
+            Occupants::Ours => {}
+            Occupants::Kept => {
+                self.removal.changes.push(Change::State { root: catalog, key, state, now_ns, run });
+            }
+            Occupants::Others => self.removal.changes.push(Change::Remove { root: catalog, key }),
         }
         Ok(())
     }
 
-    /// Whether the destination has anything of ours below a directory, but for what was removed just now and what the
-    /// rules keep.
-    fn holds_ours(&self, root: usize, catalog: CatalogRoot, dir: &RelPath) -> Result<bool, RunError> {
-        let Some(ground) = &self.grounds[root] else { return Ok(true) };
-        let done = self.removal.changes.iter().filter_map(|change| match change {
-            Change::Remove { root, key } if *root == catalog => Some(key),
-            _ => None,
-        });
-        let done: HashSet<&Key> = done.collect();
-        let is_ours = |(key, row): &(Key, Row)| {
-            let kept = ground.rules.excludes(&key.path(), row.stat.kind.is_dir());
-            row.has_object() && row.origin != Origin::ListedForeign && !kept && !done.contains(key)
-        };
+    /// What the destination has below a directory, but for what was removed just now.
+    fn occupants(&self, root: usize, catalog: CatalogRoot, dir: &RelPath) -> Result<Occupants, RunError> {
+        let Some(ground) = &self.grounds[root] else { return Ok(Occupants::Ours) };
+        let (mut removed, mut kept) = (HashSet::new(), HashSet::new());
+        for change in &self.removal.changes {
+            match change {
+                Change::Remove { root, key } if *root == catalog => _ = removed.insert(key),
+                Change::State { root, key, .. } if *root == catalog => _ = kept.insert(key),
+                _ => {}
+            }
+        }
         let (mut from, end) = ([dir.dir_key(), vec![0]].concat(), dir.dir_key_end());
+        let mut found = Occupants::Others;
         loop {
             let rows = self.parts.catalog.range(catalog, &from, end.as_deref(), limits::BATCH_PATHS)?;
-            let Some((last, _)) = rows.last() else { return Ok(false) };
-            if rows.iter().any(is_ours) {
-                return Ok(true);
-            }
+            let Some((last, _)) = rows.last() else { return Ok(found) };
             from = [last.0.as_slice(), &[0]].concat();
+            for (key, row) in rows {
+                if !row.has_object() || row.origin == Origin::ListedForeign || removed.contains(&key) {
+                    continue;
+                }
+                // A directory that stays holds what the rules keep.
+                let is_dir = row.stat.kind.is_dir();
+                let stays = kept.contains(&key) || (is_dir && row.state == RowState::Present);
+                if !stays && !ground.rules.excludes(&key.path(), is_dir) {
+                    return Ok(Occupants::Ours);
+                }
+                found = Occupants::Kept;
+            }
         }
     }
 
