@@ -2,7 +2,7 @@
 //! reading the catalog and looking at paths that hang together (other names of an inode, parents).
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use shared::database::DatabaseError;
@@ -111,7 +111,8 @@ impl Planner<'_> {
     pub fn plan(&self, items: Vec<Item>) -> Result<Plan, DatabaseError> {
         let mut plan = Plan::default();
         let items = self.with_relatives(items, &mut plan)?;
-        let mut linked: BTreeMap<(usize, u64), Vec<(Op, Verdict)>> = BTreeMap::new();
+        let mut linked: BTreeMap<(usize, u64, Option<i64>), Vec<(Op, Verdict)>> = BTreeMap::new();
+        let with_names = if self.holds.hard_links { files_with_names(&items) } else { BTreeSet::new() };
         for item in items {
             plan.tally.examined += 1;
             match item {
@@ -125,8 +126,9 @@ impl Planner<'_> {
                     let verdict = examine::compare(row.as_deref(), &stat, mask, terms);
                     let op =
                         Op { root, path, stat, row: row.map(|r| *r), action: Action::Attributes, mask, seq };
-                    if self.holds.hard_links && stat.kind == Kind::File && stat.nlink > 1 {
-                        linked.entry((root, stat.ino)).or_default().push((op, verdict));
+                    let file = (root, stat.ino, stat.btime_ns);
+                    if stat.kind == Kind::File && with_names.contains(&file) {
+                        linked.entry(file).or_default().push((op, verdict));
                     } else {
                         self.plan_one(&mut plan, op, verdict)?;
                     }
@@ -400,6 +402,17 @@ fn linked_handles(ground: &Ground, item: &Item, holds: Holds) -> Vec<(Handle, Op
     let before = row.filter(|row| linked(&row.stat)).and_then(|row| row.handle.clone());
     let before = before.filter(|handle| now.as_ref().is_none_or(|(now, _)| now != handle));
     now.into_iter().chain(before.map(|handle| (handle, None))).collect()
+}
+
+/// The files of which some look saw more than one name. A look at another name may be older than the link.
+fn files_with_names(items: &[Item]) -> BTreeSet<(usize, u64, Option<i64>)> {
+    let with_names = items.iter().filter_map(|item| match item {
+        Item::Check { root, stat, .. } if stat.kind == Kind::File && stat.nlink > 1 => {
+            Some((*root, stat.ino, stat.btime_ns))
+        }
+        _ => None,
+    });
+    with_names.collect()
 }
 
 /// Two reasons to look at a path are one look.

@@ -8,9 +8,9 @@ use simulation::script::Script;
 use simulation::world;
 
 /// Worlds that show what is not mended yet. An entry goes with what mends it.
-/// 159, 205: names of one file that are not one file at a `dir` leg after links were exchanged and moved in a run.
-/// 471: a directory that is missing at a `dir` leg in the end.
-const OPEN: [u64; 3] = [159, 205, 471];
+/// 159, 205: two names of one file that a run sent one after the other, because they became one in between, stay two files
+/// at a `dir` leg: nothing compares their objects with each other.
+const OPEN: [u64; 2] = [159, 205];
 
 #[test]
 fn what_went_wrong_once_goes_well() {

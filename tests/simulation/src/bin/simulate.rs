@@ -49,6 +49,11 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.trace {
+        // What the programs say of themselves, too; RUST_LOG=debug for each of their steps.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        tracing_subscriber::fmt().without_time().with_env_filter(filter).init();
+    }
     if let Some(file) = &args.replay {
         return replay(file, args.trace);
     }

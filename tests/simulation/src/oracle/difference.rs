@@ -94,10 +94,13 @@ fn add_broken_links(source: &Items, mirror: &Items, found: &mut BTreeMap<RelPath
     let (own, far): (BTreeMap<_, BTreeSet<_>>, BTreeMap<_, BTreeSet<_>>) = (groups(source), groups(mirror));
     for path in source.keys().filter(|path| mirror.contains_key(*path)) {
         if own.get(path) != far.get(path) {
-            found.entry(path.clone()).or_insert(Difference {
-                what: "its names are not one file on both sides".to_owned(),
-                names: [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect(),
-            });
+            let list = |names: Option<&BTreeSet<RelPath>>| {
+                names.into_iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+            };
+            let (here, there) = (list(own.get(path)), list(far.get(path)));
+            let what = format!("its names: one file as [{here}], at the destination as [{there}]");
+            let names = [own.get(path), far.get(path)].into_iter().flatten().flatten().cloned().collect();
+            found.entry(path.clone()).or_insert(Difference { what, names });
         }
     }
 }

@@ -164,6 +164,7 @@ impl Watch {
     }
 
     fn note(&self, mut call: Call) {
+        tracing::debug!(asked = ?call.asked, dest = %call.dest, moment = ?call.moment, object = call.object);
         let mut seen = self.seen();
         seen.steps += 1;
         call.step = seen.steps;

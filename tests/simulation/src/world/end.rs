@@ -131,7 +131,8 @@ impl World {
     fn is_forgotten(&self, leg: usize, path: &RelPath, mirror: &Items) -> bool {
         let mut around = std::iter::successors(path.parent(), RelPath::parent);
         let in_the_way = |above: RelPath| mirror.get(&above).is_some_and(|item| !item.kind.is_dir());
-        self.legs[leg].forgot && (mirror.contains_key(path) || around.any(in_the_way))
+        let has_below = || mirror.keys().any(|below| below.is_within(path));
+        self.legs[leg].forgot && (has_below() || around.any(in_the_way))
     }
 
     /// The time of a directory whose only change is a name that the rules leave out: no entry tells of that.
