@@ -111,7 +111,7 @@ impl Planner<'_> {
     pub fn plan(&self, items: Vec<Item>) -> Result<Plan, DatabaseError> {
         let mut plan = Plan::default();
         let items = self.with_relatives(items, &mut plan)?;
-        let mut linked: BTreeMap<(usize, u64, Option<i64>), Vec<(Op, Verdict)>> = BTreeMap::new();
+        let mut linked: BTreeMap<File, Vec<(Op, Verdict)>> = BTreeMap::new();
         let with_names = if self.holds.hard_links { files_with_names(&items) } else { BTreeSet::new() };
         for item in items {
             plan.tally.examined += 1;
@@ -404,8 +404,11 @@ fn linked_handles(ground: &Ground, item: &Item, holds: Holds) -> Vec<(Handle, Op
     now.into_iter().chain(before.map(|handle| (handle, None))).collect()
 }
 
+/// Of a root: its inode number, and when that was given to it.
+type File = (usize, u64, Option<i64>);
+
 /// The files of which some look saw more than one name. A look at another name may be older than the link.
-fn files_with_names(items: &[Item]) -> BTreeSet<(usize, u64, Option<i64>)> {
+fn files_with_names(items: &[Item]) -> BTreeSet<File> {
     let with_names = items.iter().filter_map(|item| match item {
         Item::Check { root, stat, .. } if stat.kind == Kind::File && stat.nlink > 1 => {
             Some((*root, stat.ino, stat.btime_ns))
