@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsettled_file_that_was_not_touched_is_read_once_and_its_attributes_set_once() {
+    fn an_unsettled_file_that_was_not_touched_is_read_and_not_written() {
         let read = |row: &Row, mask, terms: Terms| {
             after_read(row, &stat(Kind::File), None, &[1; 20], mask, terms.holds)
         };

@@ -22,12 +22,6 @@ impl Faults {
         self
     }
 
-    /// Others go on once in so many passes.
-    pub fn with_others(mut self, one_in: u32) -> Faults {
-        self.between = one_in;
-        self
-    }
-
     /// Those of one world: a few kinds, each more or less likely.
     pub fn drawn(random: &mut Random) -> Faults {
         let mut faults = Faults::none();
